@@ -1,0 +1,3 @@
+from minirodin.cli import main
+
+main()
