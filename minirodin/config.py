@@ -1,0 +1,161 @@
+"""Settings as frozen dataclasses and the three presets; one `Config` travels inside every checkpoint.
+
+`smoke` runs every stage in seconds on two CPU cores, `small` gives real results on one GPU, `full` is the paper's size.
+A preset is data: no code asks which one it is.
+"""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+
+from minirodin.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The multi-view images of the synthetic people."""
+
+    subjects: int = 512  # the paper: 100 000 (RodinHD: 46 000)
+    views: int = 32  # the paper: 300
+    size: int = 256  # pixels; RodinHD: 1024
+
+
+@dataclass(frozen=True)
+class TriplaneConfig:
+    """E1: three planes of `channels` × `resolution`², also used at `base_resolution`² by the base diffusion model."""
+
+    resolution: int = 256
+    base_resolution: int = 64
+    channels: int = 16  # the paper: 32
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """E2: the shared MLP."""
+
+    hidden: int = 64
+    feature_frequencies: int = 2  # octaves of ξ on the queried features
+    direction_frequencies: int = 2
+    density_scale: float = 50.0  # an opaque surface needs σ of a few hundred: the box is 2 wide, a texel 2/256
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """E3: occupancy-guided quadrature."""
+
+    grid: int = 64  # occupancy cells an axis
+    bins: int = 128  # occupancy look-ups a ray
+    samples: int = 24  # decoded samples a ray while fitting
+    view_samples: int = 64  # decoded samples a ray for pictures
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """E3–E5: the optimisation. Stage one learns the shared decoder, stage two fits planes to it."""
+
+    shared_steps: int = 12000  # stage one, all groups together
+    steps: int = 2000  # stage two, each group
+    group: int = 64  # subjects fitted side by side
+    rays: int = 4096  # per subject and step
+    coarse_lr: float = 2e-2
+    detail_lr: float = 5e-3
+    decoder_lr: float = 2e-3
+    coarse_fraction: float = 0.15  # of the steps at base resolution only
+    grid_every: int = 100  # steps between refreshes of the occupancy grid
+    resolutions: tuple[int, ...] = (256, 128, 64)  # E5c: random rescaling …
+    resolution_weights: tuple[float, ...] = (0.5, 0.2, 0.3)  # … and how often each is drawn
+    plane_noise: float = 0.02  # E5b: standard deviation added to the planes while fitting
+    value_range: float = 1.0  # planes are clamped to ±this after each step (RodinHD clamps to ±1)
+    total_variation: float = 5e-3  # E4 smoothness
+    magnitude: float = 1e-4  # E4 sparsity of the features
+    sparsity: float = 1e-3  # E4 sparsity of the density at random points of the box
+    free_space: float = 1e-1  # the same where the alpha masks show that nothing is
+    distortion: float = 1e-3  # E4 compactness
+    checkpoint_every: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run needs, saved with what it makes."""
+
+    name: str = "small"
+    data: DataConfig = field(default_factory=DataConfig)
+    triplane: TriplaneConfig = field(default_factory=TriplaneConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    render: RenderConfig = field(default_factory=RenderConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Config":
+        """Rebuild a config; unknown or missing keys and wrong types raise `ConfigError`."""
+        return _build(cls, values, "config")
+
+
+PRESETS = {
+    "smoke": Config(
+        name="smoke",
+        data=DataConfig(subjects=4, views=12, size=64),
+        triplane=TriplaneConfig(resolution=64, base_resolution=32, channels=8),
+        decoder=DecoderConfig(hidden=32),
+        render=RenderConfig(grid=32, bins=64, samples=12, view_samples=32),
+        fit=FitConfig(
+            shared_steps=240,
+            steps=120,
+            group=4,
+            rays=512,
+            grid_every=20,
+            resolutions=(64, 32),
+            resolution_weights=(0.6, 0.4),
+            checkpoint_every=50,
+        ),
+    ),
+    "small": Config(),
+    "full": Config(
+        name="full",
+        data=DataConfig(subjects=100_000, views=300, size=1024),
+        triplane=TriplaneConfig(channels=32),
+        decoder=DecoderConfig(hidden=128),
+        render=RenderConfig(grid=128, bins=256, samples=48, view_samples=128),
+        fit=FitConfig(shared_steps=60_000, steps=8000, rays=8192),
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of this name: `smoke`, `small` or `full`.
+
+    Raises:
+        ConfigError: for another name, with the nearest one.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(PRESETS)}"
+        raise ConfigError(f"unknown preset {name!r}: {hint}")
+    return PRESETS[name]
+
+
+def _build(kind, values, where: str):
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} is {type(values).__name__}, expected an object with fields")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - fields):
+        raise ConfigError(f"{where} has the unknown field {unknown[0]!r}: it was made by another version of minirodin")
+    built = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value, f"{where}.{name}")
+        elif typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+            value = tuple(value)
+        elif hint is float and isinstance(value, int):
+            value = float(value)
+        elif not isinstance(value, typing.get_origin(hint) or hint):
+            raise ConfigError(f"{where}.{name} is {value!r}, expected {hint}")
+        built[name] = value
+    return kind(**built)
