@@ -5,12 +5,10 @@ import os
 from tqdm.std import tqdm
 
 
-def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: str = "it", enabled: bool = True) -> tqdm:
-    """Wrap `iterable` (or count to `total` by `.update()`) in a text bar; `.set_postfix(loss=...)` shows numbers beside it.
+def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: str = "it", enabled: bool = True):
+    """Wrap `iterable` (or count to `total` by `.update()`) in a text bar; `.set_postfix(loss=...)` adds numbers.
 
     Nothing is printed when `enabled` is False or the environment has MINIRODIN_PROGRESS=0 (tests, benchmarks).
     """
     shown = enabled and os.environ.get("MINIRODIN_PROGRESS", "1") != "0"
-    return tqdm(
-        iterable, total=total, desc=desc, unit=unit, disable=not shown, ncols=100, ascii=" =", mininterval=0.5, leave=True
-    )
+    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=not shown, ncols=100, ascii=" =", mininterval=0.5)
