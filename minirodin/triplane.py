@@ -14,10 +14,11 @@ from torch import Tensor
 # (column axis, row axis) of each plane.
 PLANE_AXES = ((0, 1), (1, 2), (2, 0))
 PLANE_NAMES = ("uv", "vw", "wu")
+USE_KERNELS = True  # Triton on CUDA; the benchmark turns it off to measure the plain path
 
 
 def project(points: Tensor) -> Tensor:
-    """Drop one coordinate a plane: world points (..., 3) → plane coordinates (3, ..., 2) as (column, row) in [−1, 1]."""
+    """Drop one coordinate a plane: points (..., 3) → (column, row) on each plane, (3, ..., 2) in [−1, 1]."""
     return torch.stack([points[..., axes] for axes in PLANE_AXES])
 
 
@@ -29,12 +30,17 @@ def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
         points: (B, M, 3) in [−1, 1]; outside, the border value is continued.
 
     Returns:
-        (B, M, C) features in the planes' dtype.
+        (B, M, C) features in the planes' dtype (in autocast's, on CUDA).
     """
-    if planes.is_cuda:
+    if USE_KERNELS and planes.is_cuda and planes.shape[2].bit_count() == 1:  # the kernel wants a power of two
         from minirodin.kernels import sample_planes_cuda
 
         return sample_planes_cuda(planes, points)
+    return sample_planes_reference(planes, points)
+
+
+def sample_planes_reference(planes: Tensor, points: Tensor) -> Tensor:
+    """`sample_planes` in plain PyTorch, on any device."""
     b = len(planes)
     grid = rearrange(project(points), "k b m uv -> (b k) 1 m uv").to(planes.dtype)  # (B·3, 1, M, 2)
     maps = rearrange(planes, "b k c h w -> (b k) c h w")  # (B·3, C, R, R)

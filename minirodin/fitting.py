@@ -1,0 +1,371 @@
+"""Robust tri-plane fitting (E3–E5): a decoder shared by all subjects, then planes for any number of further ones.
+
+Stage one optimises the decoder together with the planes of all its subjects: groups of subjects take turns at every
+step, so that the decoder never forgets the first ones. Stage two freezes it and fits group after group.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minirodin.cameras import Capture, find_captures, load_capture
+from minirodin.config import Config, FitConfig
+from minirodin.decoder import TriplaneDecoder
+from minirodin.errors import CheckpointError, DataError, MinirodinError
+from minirodin.observations import Observations, RayBatch
+from minirodin.progress import progress as progress_bar
+from minirodin.render import Occupancy, distortion_loss, occupancy_from_planes, render_rays
+from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save
+from minirodin.triplane import plane_statistics, resize_planes, sample_planes, total_variation
+
+
+class PlaneGroup(nn.Module):
+    """The planes of B subjects while they are fitted: a coarse grid plus detail, one common start.
+
+    Both are parameters of the same planes, up(coarse) + detail. The split is a preconditioner: a coarse texel gathers
+    the gradient of many fine ones, so that shape settles first, and texels that no ray meets stay smooth.
+    """
+
+    def __init__(self, subjects: int, config: Config, start: Tensor | None = None):
+        super().__init__()
+        t = config.triplane
+        coarse = torch.zeros(subjects, 3, t.channels, t.base_resolution, t.base_resolution)
+        if start is not None:
+            coarse += resize_planes(start, t.base_resolution)
+        detail = torch.zeros(subjects, 3, t.channels, t.resolution, t.resolution)
+        self.coarse = nn.Parameter(_channels_last(coarse))
+        self.detail = nn.Parameter(_channels_last(detail))
+        self.value_range = config.fit.value_range
+
+    def forward(self, resolution: int | None = None) -> Tensor:
+        """The planes (B, 3, C, r, r) at one of the fitted sizes (default the largest), inside the value range."""
+        planes = resize_planes(self.coarse, self.detail.shape[-1]) + self.detail
+        planes = planes.clamp(-self.value_range, self.value_range)
+        return planes if resolution is None else resize_planes(planes, resolution)
+
+
+def _channels_last(planes: Tensor) -> Tensor:
+    return planes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def fitting_loss(
+    planes: Tensor,
+    decoder: TriplaneDecoder,
+    batch: RayBatch,
+    background: Tensor,
+    occupancy: Occupancy,
+    hull: Tensor,
+    points: Tensor,
+    jitter: Tensor,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    """E3 + E4 for one step.
+
+    Args:
+        planes: (B, 3, C, R, R), already at the step's resolution and with its noise (E5b, E5c).
+        batch: N rays a subject.
+        background: (B, N, 3) colour behind both the picture and the rendering.
+        occupancy: where to put samples.
+        hull: (B, G, G, G) bool, cells that may be occupied.
+        points: (B, P, 3) anywhere in the box, at which density is discouraged.
+        jitter: (B, N, K) in [0, 1).
+
+    Returns:
+        The loss to minimise, and the mean squared error alone.
+    """
+    fit = config.fit
+    out = render_rays(planes, decoder, batch.origins, batch.directions, occupancy, config.render.bins, config.render.samples, jitter)
+    rgb, alpha = batch.rgba[..., :3], batch.rgba[..., 3:]
+    mse = F.mse_loss(out.over(background), rgb * alpha + background * (1 - alpha))
+
+    # log(1 + σ) keeps a gradient where the density is far too high, unlike the opacity itself.
+    excess = torch.log1p(decoder.density(sample_planes(planes, points)))
+    empty = ~_lookup(hull, points)
+    sparsity = torch.where(empty, fit.free_space, fit.sparsity) * excess
+    loss = (
+        mse
+        + sparsity.mean()
+        + fit.distortion * distortion_loss(out.weights, out.t, out.delta).mean()
+        + fit.total_variation * total_variation(planes)
+        + fit.magnitude * planes.square().mean()
+    )
+    return loss, mse
+
+
+def _lookup(grid: Tensor, points: Tensor) -> Tensor:
+    size = grid.shape[-1]
+    x, y, z = ((points + 1) * (size / 2)).long().clamp(0, size - 1).unbind(-1)
+    return grid[torch.arange(len(grid), device=grid.device)[:, None], z, y, x]
+
+
+@dataclass
+class _Group:
+    """Subjects that are stepped together: their names, planes, optimiser and occupancy."""
+
+    names: list[str]
+    subjects: Tensor
+    planes: PlaneGroup
+    optimiser: torch.optim.Optimizer
+    occupancy: Occupancy
+
+
+class Fitter:
+    """One optimisation: groups of planes that take turns, and a decoder that learns along or stays as it is.
+
+    Args:
+        names: of the subjects in `observations`.
+        observations: their views.
+        config: settings; `fit.shared_steps` or `fit.steps` per group apply.
+        decoder: on the device; learned when `learn_decoder`.
+        start: (3, C, r, r) planes that every subject starts from; zeros when None.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        observations: Observations,
+        config: Config,
+        decoder: TriplaneDecoder,
+        learn_decoder: bool,
+        start: Tensor | None = None,
+        seed: int = 0,
+    ):
+        fit, device = config.fit, observations.pixels.device
+        self.config, self.observations, self.decoder = config, observations, decoder
+        self.total_steps = fit.shared_steps if learn_decoder else fit.steps
+        self.step = 0
+        self.generator = torch.Generator(device).manual_seed(fit.seed * 1_000_003 + seed)
+        self.host_generator = torch.Generator().manual_seed(fit.seed * 1_000_003 + seed)
+        fused = device.type == "cuda"
+        self.groups = []
+        for ids in torch.arange(len(names), device=device).split(fit.group):
+            planes = PlaneGroup(len(ids), config, start).to(device)
+            lrs = [{"params": [planes.coarse], "lr": fit.coarse_lr}, {"params": [planes.detail], "lr": fit.detail_lr}]
+            optimiser = torch.optim.Adam(lrs, betas=(0.9, 0.99), eps=1e-10, fused=fused)
+            members = [names[i] for i in ids.tolist()]
+            self.groups.append(_Group(members, ids, planes, optimiser, observations.hull_occupancy(ids)))
+        decoder.requires_grad_(learn_decoder)
+        self.decoder_optimiser = (
+            torch.optim.Adam(decoder.parameters(), lr=fit.decoder_lr, betas=(0.9, 0.99), fused=fused) if learn_decoder else None
+        )
+        self.optimisers = [g.optimiser for g in self.groups] + ([self.decoder_optimiser] if learn_decoder else [])
+        self.base_lrs = [[p["lr"] for p in o.param_groups] for o in self.optimisers]
+        self.loss = torch.compile(fitting_loss) if fused else fitting_loss
+
+    def _resolution(self) -> int:
+        """E5c: coarse only at first, then a size drawn at random."""
+        fit = self.config.fit
+        draw = torch.multinomial(torch.tensor(fit.resolution_weights), 1, generator=self.host_generator)
+        if self.step < fit.coarse_fraction * self.total_steps:
+            return min(fit.resolutions)
+        return fit.resolutions[int(draw)]
+
+    def advance(self) -> Tensor:
+        """One step of the group whose turn it is; returns its mean squared error (a scalar on the device)."""
+        fit, render = self.config.fit, self.config.render
+        turn = self.step // len(self.groups)
+        group = self.groups[self.step % len(self.groups)]
+        device = self.observations.pixels.device
+        if turn and turn % fit.grid_every == 0:
+            self._refresh(group)
+
+        scale = max(0.05, 0.5 * (1 + math.cos(math.pi * self.step / self.total_steps)))
+        for optimiser, lrs in zip(self.optimisers, self.base_lrs, strict=True):
+            for settings, lr in zip(optimiser.param_groups, lrs, strict=True):
+                settings["lr"] = lr * scale
+
+        b, n = len(group.names), fit.rays
+        batch = self.observations.sample_rays(group.subjects, n, self.generator)
+        random = torch.rand(b, n, 3, device=device, generator=self.generator)
+        fixed = self.observations.background[group.subjects, None]
+        background = torch.where(fixed.isnan(), random, fixed)
+        points = torch.rand(b, n, 3, device=device, generator=self.generator) * 2 - 1
+        jitter = torch.rand(b, n, render.samples, device=device, generator=self.generator)
+        hull = self.observations.hull[group.subjects]
+
+        planes = group.planes(self._resolution())
+        noise = torch.randn(planes.shape, device=device, generator=self.generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            noisy = planes + fit.plane_noise * noise
+            loss, mse = self.loss(noisy, self.decoder, batch, background, group.occupancy, hull, points, jitter, self.config)
+        for optimiser in (group.optimiser, self.decoder_optimiser):
+            if optimiser is not None:
+                optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimiser in (group.optimiser, self.decoder_optimiser):
+            if optimiser is not None:
+                optimiser.step()
+        self.step += 1
+        return mse.detach()
+
+    def _refresh(self, group: _Group) -> None:
+        """Keep only the cells of the hull in which the planes have put something."""
+        with torch.no_grad():
+            hull = self.observations.hull[group.subjects]
+            group.occupancy = occupancy_from_planes(group.planes(), self.decoder, hull.shape[-1], within=hull)
+
+    @torch.no_grad()
+    def planes(self) -> dict[str, Tensor]:
+        """The fitted planes, (3, C, R, R) a subject."""
+        return {name: p for g in self.groups for name, p in zip(g.names, g.planes(), strict=True)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs to go on bit-equally, as flat tensors."""
+        state = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
+        state["host_generator"] = self.host_generator.get_state()
+        for i, group in enumerate(self.groups):
+            for key in ("density", "occupied"):
+                state[f"occupancy.{i}.{key}"] = getattr(group.occupancy, key)
+            for key, value in group.planes.state_dict().items():
+                state[f"planes.{i}.{key}"] = value
+        for key, value in self.decoder.state_dict().items():
+            state[f"decoder.{key}"] = value
+        for i, optimiser in enumerate(self.optimisers):
+            for p, values in optimiser.state_dict()["state"].items():
+                for key, value in values.items():
+                    state[f"optimiser.{i}.{p}.{key}"] = value
+        return {key: value.detach().contiguous() for key, value in state.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state()`."""
+        device = self.observations.pixels.device
+        self.step = int(state["step"])
+        self.generator.set_state(state["generator"].cpu())
+        self.host_generator.set_state(state["host_generator"].cpu())
+        with torch.no_grad():
+            for i, group in enumerate(self.groups):
+                for key, parameter in group.planes.named_parameters():
+                    parameter.copy_(state[f"planes.{i}.{key}"])
+                group.occupancy = Occupancy(*(state[f"occupancy.{i}.{k}"].to(device) for k in ("density", "occupied")))
+        self.decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
+        for i, optimiser in enumerate(self.optimisers):
+            values = optimiser.state_dict()
+            values["state"] = {}
+            for key, value in state.items():
+                kind, index, *rest = key.split(".")
+                if kind == "optimiser" and int(index) == i:
+                    values["state"].setdefault(int(rest[0]), {})[rest[1]] = value
+            optimiser.load_state_dict(values)
+
+    def run(self, checkpoint: Path | None, report: Callable[[int, float], None] | None = None, show: bool = True) -> None:
+        """All steps, from where `checkpoint` left off; it is rewritten every `fit.checkpoint_every` steps.
+
+        Raises:
+            MinirodinError: the loss is not finite; the last good checkpoint is named.
+        """
+        every = self.config.fit.checkpoint_every
+        if checkpoint is not None and checkpoint.exists():
+            self.load_state(_read_state(checkpoint))
+        with progress_bar(total=self.total_steps, desc="fitting", unit="step", enabled=show) as bar:
+            bar.update(self.step)
+            while self.step < self.total_steps:
+                mse = self.advance()
+                bar.update(1)
+                if self.step % 50 == 0 or self.step == self.total_steps:
+                    value = float(mse)
+                    if not math.isfinite(value):
+                        raise MinirodinError(f"the loss is {value} at step {self.step}: go on from {checkpoint} with a lower lr")
+                    bar.set_postfix(psnr=f"{-10 * math.log10(max(value, 1e-10)):.2f}")
+                    if report is not None:
+                        report(self.step, value)
+                if checkpoint is not None and self.step % every == 0 and self.step < self.total_steps:
+                    atomic_save(self.state(), checkpoint)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): delete it to start this fit again") from None
+
+
+def fit_subjects(
+    data: str | Path | list[Capture],
+    config: Config,
+    out: str | Path,
+    decoder: str | Path | SharedDecoder | None = None,
+    device: str | torch.device | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    show_progress: bool = True,
+) -> FittedPlanes:
+    """Fit tri-planes to every capture of `data` and write them to `out` as safetensors shards.
+
+    Without a decoder this is stage one: the decoder is learned jointly with the planes of all subjects and written
+    beside them. With one it is stage two: the decoder is frozen and groups of `config.fit.group` subjects are fitted,
+    those of this rank only. Subjects that are already in `out` are skipped, and a run that was killed goes on.
+
+    Args:
+        data: a capture folder, a folder of captures, or captures.
+        config: see `config.preset`.
+        out: folder for `decoder.safetensors` and `planes-*.safetensors`.
+        decoder: file or bundle from stage one.
+        device: default CUDA when there is one.
+        rank, world_size: this process's share of the groups.
+
+    Returns:
+        The fitted subjects in `out`.
+
+    Raises:
+        DataError, CheckpointError: one line that names the file at fault.
+    """
+    out = Path(out)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    captures = data if isinstance(data, list) else find_captures(data)
+    by_name = {c.name if isinstance(c, Capture) else c.resolve().name: c for c in captures}
+    if len(by_name) < len(captures):
+        raise DataError("two captures have the same name: subjects are told apart by their folder's name")
+    out.mkdir(parents=True, exist_ok=True)
+    done = FittedPlanes(out)
+    if decoder is None and done.has_decoder:
+        decoder = done.decoder
+    shared = SharedDecoder.load(decoder) if isinstance(decoder, (str, Path)) else decoder
+    resume = out / f".resume-{rank}.safetensors"
+
+    if shared is None:
+        todo = list(by_name)
+        fitter = _make_fitter(todo, by_name, config, device, None, seed=0)
+        fitter.run(resume, show=show_progress)
+        planes = fitter.planes()
+        base = torch.stack([resize_planes(p, config.triplane.base_resolution) for p in planes.values()])
+        mean, std = plane_statistics(base)
+        shared = SharedDecoder(fitter.decoder.cpu(), config, base.mean(0).cpu(), mean.cpu(), std.cpu())
+        for group in fitter.groups:
+            done.write_shard({name: planes[name] for name in group.names}, shared)
+        shared.save(out / "decoder.safetensors")
+    else:
+        if config.triplane.channels != shared.config.triplane.channels:
+            raise CheckpointError(
+                f"the decoder reads {shared.config.triplane.channels} channels, but preset {config.name!r} has "
+                f"{config.triplane.channels}: use the preset the decoder was learned with ({shared.config.name!r})"
+            )
+        if not done.has_decoder:
+            shared.save(out / "decoder.safetensors")
+        names = [n for n in by_name if n not in done]
+        groups = [names[i : i + config.fit.group] for i in range(0, len(names), config.fit.group)]
+        for todo in groups[rank::world_size]:
+            fitter = _make_fitter(todo, by_name, config, device, shared, seed=1)
+            fitter.run(resume, show=show_progress)
+            done.write_shard(fitter.planes(), shared)
+            resume.unlink(missing_ok=True)
+    resume.unlink(missing_ok=True)
+    return FittedPlanes(out)
+
+
+def _make_fitter(names: list[str], captures: dict, config: Config, device, shared: SharedDecoder | None, seed: int) -> Fitter:
+    loaded = [c if isinstance(c, Capture) else load_capture(c) for c in (captures[n] for n in names)]
+    observations = Observations(loaded, config.render.grid, device)
+    if shared is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.fit.seed)
+            decoder = TriplaneDecoder(config.triplane.channels, config.decoder)
+    else:
+        decoder = shared.decoder
+    start = None if shared is None else shared.mean_planes
+    return Fitter(names, observations, config, decoder.to(device), shared is None, start, seed)

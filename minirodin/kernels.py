@@ -1,0 +1,90 @@
+"""Triton kernels for the tri-plane look-up on CUDA; `triplane.sample_planes` is the reference they are tested against.
+
+Channels lie together in memory, so that one texel is one coalesced read. The backward pass adds the gradients of the
+twelve texels a point touches with atomics, in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 128
+
+
+@triton.jit
+def _corner(x, size):
+    """Left texel, right texel and weight of the right one for a coordinate in [−1, 1], border continued."""
+    g = tl.minimum(tl.maximum(((x + 1.0) * size - 1.0) * 0.5, 0.0), size - 1.0)
+    left = tl.minimum(tl.floor(g), tl.maximum(size - 2.0, 0.0))
+    return left.to(tl.int64), tl.minimum(left + 1.0, size - 1.0).to(tl.int64), g - left
+
+
+@triton.jit
+def _forward(planes, points, out, total, per_subject, R, C: tl.constexpr, BLOCK: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = m < total
+    c = tl.arange(0, C)[None, :]
+    subject = m // per_subject
+    features = tl.zeros((BLOCK, C), tl.float32)
+    for k in tl.static_range(3):
+        column = tl.load(points + m * 3 + k, inside, 0.0)
+        row = tl.load(points + m * 3 + (k + 1) % 3, inside, 0.0)
+        x0, x1, fx = _corner(column, R)
+        y0, y1, fy = _corner(row, R)
+        base = (subject * 3 + k) * R
+        for i in tl.static_range(4):
+            x, wx = (x1, fx) if i % 2 else (x0, 1.0 - fx)
+            y, wy = (y1, fy) if i // 2 else (y0, 1.0 - fy)
+            texel = tl.load(planes + ((base + y) * R + x)[:, None] * C + c, inside[:, None], 0.0)
+            features += texel.to(tl.float32) * (wx * wy)[:, None]
+    tl.store(out + m[:, None] * C + c, features.to(out.dtype.element_ty), inside[:, None])
+
+
+@triton.jit
+def _backward(grad_planes, points, grad_out, total, per_subject, R, C: tl.constexpr, BLOCK: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = m < total
+    c = tl.arange(0, C)[None, :]
+    subject = m // per_subject
+    grad = tl.load(grad_out + m[:, None] * C + c, inside[:, None], 0.0).to(tl.float32)
+    for k in tl.static_range(3):
+        column = tl.load(points + m * 3 + k, inside, 0.0)
+        row = tl.load(points + m * 3 + (k + 1) % 3, inside, 0.0)
+        x0, x1, fx = _corner(column, R)
+        y0, y1, fy = _corner(row, R)
+        base = (subject * 3 + k) * R
+        for i in tl.static_range(4):
+            x, wx = (x1, fx) if i % 2 else (x0, 1.0 - fx)
+            y, wy = (y1, fy) if i // 2 else (y0, 1.0 - fy)
+            target = grad_planes + ((base + y) * R + x)[:, None] * C + c
+            tl.atomic_add(target, grad * (wx * wy)[:, None], inside[:, None], sem="relaxed")
+
+
+class _SamplePlanes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, planes: Tensor, points: Tensor) -> Tensor:
+        b, _, c, r, _ = planes.shape
+        texels = planes.permute(0, 1, 3, 4, 2).contiguous()  # (B, 3, R, R, C), free when channels-last
+        points = points.float().contiguous()
+        m = points.shape[1]
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else planes.dtype
+        out = torch.empty(b, m, c, device=planes.device, dtype=dtype)
+        _forward[(triton.cdiv(b * m, BLOCK),)](texels, points, out, b * m, m, r, c, BLOCK)
+        ctx.save_for_backward(points)
+        ctx.shape, ctx.dtype = texels.shape, planes.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor):
+        (points,) = ctx.saved_tensors
+        b, _, r, _, c = ctx.shape
+        m = points.shape[1]
+        grad = torch.zeros(ctx.shape, device=grad_out.device, dtype=torch.float32)
+        _backward[(triton.cdiv(b * m, BLOCK),)](grad, points, grad_out.contiguous(), b * m, m, r, c, BLOCK)
+        return grad.permute(0, 1, 4, 2, 3).to(ctx.dtype), None
+
+
+def sample_planes_cuda(planes: Tensor, points: Tensor) -> Tensor:
+    """`triplane.sample_planes` on CUDA; C must be a power of two. Planes (B, 3, C, R, R), points (B, M, 3)."""
+    return _SamplePlanes.apply(planes, points)

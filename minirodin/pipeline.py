@@ -1,0 +1,98 @@
+"""What a user imports: an `Avatar` is planes + decoder + config, in one file, that can be rendered from anywhere."""
+
+import json
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirodin.cameras import FOV, RADIUS, Cameras, orbit_cameras
+from minirodin.config import Config
+from minirodin.decoder import TriplaneDecoder
+from minirodin.errors import CheckpointError, RenderError
+from minirodin.render import Occupancy, occupancy_from_planes, render_views
+from minirodin.shards import FittedPlanes, atomic_save, build_decoder, config_from, read_tensors
+from minirodin.triplane import resize_planes
+
+
+class Avatar:
+    """A person as a radiance field.
+
+    Args:
+        planes: (3, C, R, R), on the decoder's scale.
+        decoder: the shared decoder that the planes were fitted to or generated for.
+        config: of that decoder.
+
+    Example:
+        >>> avatar = Avatar.load("fitted/000017")        # a subject of a fitted folder, or an avatar file
+        >>> image = avatar.render(azimuth=30, size=256)  # (256, 256, 4), RGBA in [0, 1]
+        >>> avatar.turntable("turntable.mp4")
+    """
+
+    def __init__(self, planes: Tensor, decoder: TriplaneDecoder, config: Config):
+        self.planes, self.decoder, self.config = planes, decoder, config
+        self._occupancy: dict[int, Occupancy] = {}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Avatar":
+        """Read an avatar file, or `FOLDER/NAME` for a subject of a fitted folder; raises `CheckpointError`."""
+        path = Path(path)
+        if not path.exists() and (path.parent / "decoder.safetensors").is_file():
+            fitted = FittedPlanes(path.parent)
+            shared = fitted.decoder
+            return cls(fitted.planes(path.name), shared.decoder, shared.config)
+        tensors, metadata = read_tensors(path, "avatar")
+        config = config_from(metadata, path)
+        planes = tensors.pop("planes", torch.empty(0)).float()
+        if planes.dim() != 4 or planes.shape[:2] != (3, config.triplane.channels) or planes.shape[2] != planes.shape[3]:
+            wanted = f"(3, {config.triplane.channels}, R, R)"
+            raise CheckpointError(f"{path}: planes have shape {tuple(planes.shape)}, expected {wanted}")
+        if not planes.isfinite().all():
+            raise CheckpointError(f"{path}: planes hold NaN or infinite values")
+        weights = {key.removeprefix("decoder."): value for key, value in tensors.items()}
+        return cls(planes, build_decoder(config, weights, path), config)
+
+    def save(self, path: str | Path) -> Path:
+        """Write planes (float16), decoder and config into one safetensors file, atomically."""
+        tensors = {"planes": self.planes.half()} | {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
+        atomic_save(tensors, Path(path), {"kind": "avatar", "config": json.dumps(self.config.to_dict())})
+        return Path(path)
+
+    def to(self, device: str | torch.device) -> "Avatar":
+        """The same avatar on another device."""
+        return Avatar(self.planes.to(device), self.decoder.to(device), self.config)
+
+    def views(self, cameras: Cameras, resolution: int | None = None) -> Tensor:
+        """Pictures from any cameras: (V, H, W, 4) float32 RGBA in [0, 1], straight alpha.
+
+        Args:
+            resolution: render the planes at this size instead of their own (E5c).
+        """
+        resolution = resolution or self.planes.shape[-1]
+        planes, render = resize_planes(self.planes, resolution), self.config.render
+        if resolution not in self._occupancy:
+            self._occupancy[resolution] = occupancy_from_planes(planes[None], self.decoder, render.grid)
+        return render_views(planes, self.decoder, cameras, self._occupancy[resolution], render.bins, render.view_samples)
+
+    def render(
+        self, azimuth: float = 0, elevation: float = 0, size: int = 256, resolution: int | None = None, radius: float = RADIUS
+    ) -> Tensor:
+        """One picture, (size, size, 4) float32 RGBA in [0, 1]; angles in degrees as in `cameras.orbit_cameras`."""
+        if not 1 <= size <= 4096:
+            raise RenderError(f"size is {size} pixels: choose 1 … 4096")
+        return self.views(orbit_cameras(azimuth, elevation, size, radius, FOV), resolution)[0]
+
+    def turntable(self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8, fps: int = 24) -> Path:
+        """A full turn as MP4 or GIF (by the file's ending), on white."""
+        images = self.views(orbit_cameras(np.arange(frames) * 360 / frames, elevation, size))
+        rgb = (to_rgb(images) * 255).round().byte().cpu().numpy()
+        settings = {"fps": fps, "macro_block_size": 2} if Path(path).suffix == ".mp4" else {"duration": 1000 / fps, "loop": 0}
+        imageio.imwrite(path, rgb, **settings)
+        return Path(path)
+
+
+def to_rgb(images: Tensor, background: float = 1.0) -> Tensor:
+    """RGBA pictures over a plain background: (..., 4) → (..., 3)."""
+    return images[..., :3] * images[..., 3:] + background * (1 - images[..., 3:])

@@ -1,0 +1,163 @@
+"""Files: the shared decoder, shards of fitted planes, and the one way anything is written (whole or not at all)."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from minirodin.config import Config
+from minirodin.decoder import TriplaneDecoder
+from minirodin.errors import CheckpointError, ConfigError
+
+
+def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors to a temporary name, then rename: the file at `path` is the old one or the new one, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a file that `atomic_save` wrote with `metadata["kind"] == kind`.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, not safetensors, or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: expected a {kind} file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is cut short or not a {kind} file ({error}): make it again") from None
+    if metadata.get("kind") != kind:
+        raise CheckpointError(f"{path} holds {metadata.get('kind', 'something else')!r}, expected a {kind} file")
+    return tensors, metadata
+
+
+def config_from(metadata: dict[str, str], path: Path) -> Config:
+    try:
+        return Config.from_dict(json.loads(metadata["config"]))
+    except (KeyError, json.JSONDecodeError, ConfigError, TypeError) as error:
+        raise CheckpointError(f"{path} carries no usable configuration ({error})") from None
+
+
+def build_decoder(config: Config, weights: dict[str, Tensor], path: Path) -> TriplaneDecoder:
+    """A decoder with these weights; their names and shapes must be those of the config."""
+    decoder = TriplaneDecoder(config.triplane.channels, config.decoder)
+    wanted = {key: tuple(value.shape) for key, value in decoder.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in weights.items()}
+    if wanted != given:
+        key = next(k for k in {**wanted, **given} if wanted.get(k) != given.get(k))
+        raise CheckpointError(f"{path}: decoder weight {key} has shape {given.get(key)}, expected {wanted.get(key)}")
+    decoder.load_state_dict({key: value.float() for key, value in weights.items()})
+    return decoder.eval().requires_grad_(False)
+
+
+class SharedDecoder:
+    """What stage one leaves behind (E5a): the decoder, the common start and the planes' statistics.
+
+    Attributes:
+        decoder: frozen `TriplaneDecoder`.
+        config: the settings it was learned with.
+        mean_planes: (3, C, r, r) mean of the fitted planes at base resolution, where every further subject starts.
+        mean, std: (C,) statistics of the planes at base resolution, the scale diffusion works in.
+    """
+
+    def __init__(self, decoder: TriplaneDecoder, config: Config, mean_planes: Tensor, mean: Tensor, std: Tensor):
+        self.decoder = decoder.eval().requires_grad_(False)
+        self.config, self.mean_planes, self.mean, self.std = config, mean_planes, mean, std
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights: planes are only meaningful with the decoder that they were fitted to."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.decoder.state_dict().items()):
+            digest.update(key.encode() + value.cpu().float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        tensors = {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
+        tensors |= {"mean_planes": self.mean_planes.half(), "mean": self.mean, "std": self.std}
+        atomic_save(tensors, Path(path), {"kind": "decoder", "config": json.dumps(self.config.to_dict())})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SharedDecoder":
+        """Read a `decoder.safetensors`; raises `CheckpointError` in one line."""
+        tensors, metadata = read_tensors(Path(path), "decoder")
+        config = config_from(metadata, Path(path))
+        weights = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
+        decoder = build_decoder(config, weights, Path(path))
+        c, r = config.triplane.channels, config.triplane.base_resolution
+        for key, shape in {"mean_planes": (3, c, r, r), "mean": (c,), "std": (c,)}.items():
+            if key not in tensors or tuple(tensors[key].shape) != shape:
+                raise CheckpointError(f"{path}: {key} is missing or not of shape {shape}")
+        return cls(decoder, config, tensors["mean_planes"].float(), tensors["mean"], tensors["std"])
+
+
+class FittedPlanes:
+    """A folder of fitted subjects: `decoder.safetensors` and `planes-*.safetensors`, one float16 tensor a subject.
+
+    Args:
+        folder: as written by `fit_subjects`; may be empty.
+
+    Raises:
+        CheckpointError: a shard cannot be read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._shard_of: dict[str, Path] = {}
+        for path in sorted(self.folder.glob("planes-*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    self._shard_of |= dict.fromkeys(file.keys(), path)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is cut short or damaged ({error}): delete it and fit again") from None
+
+    @property
+    def has_decoder(self) -> bool:
+        return (self.folder / "decoder.safetensors").is_file()
+
+    @property
+    def decoder(self) -> SharedDecoder:
+        return SharedDecoder.load(self.folder / "decoder.safetensors")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._shard_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def planes(self, name: str) -> Tensor:
+        """The planes of one subject, (3, C, R, R) float32."""
+        if name not in self._shard_of:
+            raise CheckpointError(f"{self.folder} holds no subject {name!r}; it has {', '.join(self.names[:5]) or 'none'} …")
+        with safe_open(self._shard_of[name], "pt") as file:
+            return file.get_tensor(name).float()
+
+    def write_shard(self, planes: dict[str, Tensor], shared: SharedDecoder) -> Path:
+        """Add subjects as one shard, named after its first subject so that ranks never collide."""
+        path = self.folder / f"planes-{next(iter(planes))}.safetensors"
+        metadata = {"kind": "planes", "config": json.dumps(shared.config.to_dict()), "decoder": shared.fingerprint()}
+        atomic_save({name: p.half() for name, p in planes.items()}, path, metadata)
+        self._shard_of |= dict.fromkeys(planes, path)
+        return path
