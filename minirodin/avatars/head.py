@@ -1,0 +1,263 @@
+"""The head: a linear model of head, neck and shoulders (`head.safetensors`), shaped by attributes and made smooth.
+
+A head is `mean + Σ coefficient · offset` over a coarse mesh of 5000 vertices (gender × age × weight and ancestry
+multilinearly, local changes and facial actions linearly), brought into the fixed world, its bottom laid on one smooth
+curve, and subdivided twice (Catmull-Clark), which is one sparse matrix product. Left is the subject's left, x > 0.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from scipy.sparse import csr_matrix
+from scipy.spatial import cKDTree
+
+from minirodin.avatars.mesh import subdivide, triangulate, vertex_normals
+
+ASSET = Path(__file__).with_name("head.safetensors")
+YOUNG, OLD = 25.0, 80.0  # years that the corner shapes stand for
+CHIN_TO_CROWN = 0.85
+
+# Facial actions of each expression a person can wear.
+EXPRESSIONS = {
+    "neutral": {},
+    "slight smile": {"mouthSmile": 0.35, "cheekSquint": 0.15, "mouthDimple": 0.1},
+    "smile": {"mouthSmile": 0.75, "cheekSquint": 0.45, "eyeSquint": 0.2, "mouthDimple": 0.2},
+    "open smile": {"mouthSmile": 0.8, "cheekSquint": 0.5, "eyeSquint": 0.2, "jawOpen": 0.16, "mouthUpperUp": 0.35, "mouthLowerDown": 0.15},
+    "frown": {"mouthFrown": 0.6, "browDown": 0.45, "mouthPress": 0.2},
+    "stern": {"browDown": 0.7, "mouthPress": 0.35, "eyeSquint": 0.25},
+    "surprised": {"browInnerUp": 0.8, "browOuterUp": 0.8, "eyeWide": 0.6, "jawOpen": 0.2},
+    "sad": {"browInnerUp": 0.8, "mouthFrown": 0.55, "eyeSquint": 0.15},
+    "squint": {"eyeSquint": 0.65, "cheekSquint": 0.4, "browDown": 0.2},
+    "raised brows": {"browInnerUp": 0.55, "browOuterUp": 0.65, "eyeWide": 0.2},
+    "pursed lips": {"mouthPucker": 0.4, "mouthShrugLower": 0.2},
+}
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What sits on the vertices of a subdivided skin and does not depend on the person.
+
+    Attributes:
+        matrix: (V, V0) coarse to fine vertices.
+        faces: (F, 3).
+        rest: (V, 3) positions in the average head: the canonical coordinates for patterns and regions.
+        masks: region name → (V,) in [0, 1].
+    """
+
+    matrix: csr_matrix
+    faces: np.ndarray
+    rest: np.ndarray
+    masks: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Eye:
+    """An eyeball: its centre, radius and the unit direction it looks in (world)."""
+
+    centre: np.ndarray
+    radius: float
+    gaze: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """One person's head in the fixed world.
+
+    Attributes:
+        vertices: (V, 3) skin, closed below by a cap; faces (F, 3), normals (V, 3).
+        surface: rest positions and masks of the same vertices.
+        eyes: left, right.
+        parts: "upper_teeth", "lower_teeth", "tongue" → (vertices, triangles).
+        landmarks: name → (3,) point, or (K, 3) for "left_upper_lid" and the like (from the nose outwards).
+        loop: (K,) skin vertices around the bottom edge of the bust.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    normals: np.ndarray
+    surface: Surface
+    eyes: tuple[Eye, Eye]
+    parts: dict[str, tuple[np.ndarray, np.ndarray]]
+    landmarks: dict[str, np.ndarray]
+    loop: np.ndarray
+
+    @property
+    def rest(self) -> np.ndarray:
+        return self.surface.rest
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        return self.surface.masks
+
+    @cached_property
+    def tree(self) -> cKDTree:
+        return cKDTree(self.vertices)
+
+    def closest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Signed distance (M,) of points (M, 3) to the skin, positive outside, and the index (M,) of the nearest vertex."""
+        _, index = self.tree.query(points)
+        return ((points - self.vertices[index]) * self.normals[index]).sum(axis=1), index
+
+    def push_out(self, points: np.ndarray, clearance) -> np.ndarray:
+        """Points (M, 3) moved along the skin's normal so that none is nearer to it than `clearance` (M,)."""
+        distance, index = self.closest(points)
+        return points + np.maximum(clearance - distance, 0)[:, None] * self.normals[index]
+
+    def sample(self, density: np.ndarray, count: int, rng) -> tuple[np.ndarray, np.ndarray]:
+        """Random points on the skin, `density` (V,) ≥ 0 per area: triangle index (count,) and barycentric (count, 3)."""
+        a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
+        area = np.linalg.norm(np.cross(b - a, c - a), axis=1) * density[self.faces].mean(axis=1)
+        total = np.cumsum(area)
+        face = np.minimum(np.searchsorted(total, rng.random(count) * total[-1]), len(area) - 1)
+        u, v = rng.random((2, count))
+        flip = u + v > 1
+        u, v = np.where(flip, 1 - u, u), np.where(flip, 1 - v, v)
+        return face, np.stack([1 - u - v, u, v], axis=1)
+
+    def on_skin(self, values: np.ndarray, face: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+        """Per-vertex values (V, ...) at sampled points, (count, ...)."""
+        return np.einsum("nk,nk...->n...", barycentric, values[self.faces[face]])
+
+
+class HeadModel:
+    """The asset in memory; `load_head()` gives the one instance."""
+
+    def __init__(self, path: Path = ASSET):
+        with safe_open(path, "np") as file:
+            meta = json.loads(file.metadata()["head"])
+            data = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        self.ranges = {name: slice(*bounds) for name, bounds in meta["ranges"].items()}
+        self.joints, self.landmarks, self.scale = meta["joints"], meta["landmarks"], meta["scale"]
+        self.loop = np.array(meta["loop"])
+        self.mean = data["mean"].astype(np.float64)  # (N, 3) metres, y up, face along +z
+        self.base = data["base"] * meta["base_step"]  # (12, N, 3): gender × age × weight
+        self.ancestry = data["ancestry"] * meta["ancestry_step"]  # (12, N, 3): gender × age × ancestry
+        stops = np.cumsum(data["local_count"])
+        rows, values = np.split(data["local_rows"], stops[:-1]), np.split(data["local_values"], stops[:-1])
+        self.offsets = {n: (r, v * step) for (n, step), r, v in zip(meta["local"], rows, values, strict=True)}
+        self.local_names = sorted({name[:-1] for name in self.offsets if not name.startswith("face:")})
+        self.bust_rows, self.bust_weights = data["bust_rows"], data["bust_weights"] / 32767
+        self.parts = {n: triangulate(data["faces_" + n]) for n in ("upper_teeth", "lower_teeth", "tongue")}
+        rest, self.count = data["rest"].astype(np.float64), self.ranges["cap"].stop
+
+        masks = dict(zip(meta["masks"], data["masks"] / 255.0, strict=True))
+        polygons, matrix, self.surfaces = data["faces"].astype(np.int64), None, []
+        for _ in range(2):
+            step, polygons = subdivide(polygons, self.count if matrix is None else matrix.shape[0])
+            matrix = step if matrix is None else (step @ matrix).tocsr()
+            fine = {name: np.clip(matrix @ mask, 0, 1) for name, mask in masks.items()}
+            fine_rest = matrix @ rest[: self.count]
+            self.surfaces.append(Surface(matrix, triangulate(polygons), fine_rest, fine | regions(fine_rest, fine)))
+
+    def shape(self, gender=0.5, age=30.0, weight=0.5, ancestry=(1 / 3, 1 / 3, 1 / 3), local=None, expression=None,
+              gaze=(0.0, 0.0), detail: int = 2) -> HeadShape:  # fmt: skip
+        """The head of one person.
+
+        Args:
+            gender: 0 female … 1 male.
+            age: years, 20 … 90.
+            weight: 0 … 1, 0.5 average.
+            ancestry: weights (3,) of MakeHuman's African, Asian and European shapes; made to sum to one.
+            local: name in `local_names` → −1 … 1.
+            expression: facial action → 0 … 1 (see EXPRESSIONS).
+            gaze: degrees the eyes turn to the subject's left, and up.
+            detail: 2 (80 000 vertices) or 1 (20 000).
+        """
+        a = np.clip((age - YOUNG) / (OLD - YOUNG), -0.1, 1.15)
+        w = 2 * np.clip(weight, 0, 1)
+        by_weight = np.array([max(1 - w, 0), 1 - abs(w - 1), max(w - 1, 0)])
+        by_ancestry = np.asarray(ancestry, dtype=np.float64) / np.sum(ancestry)
+        corners = np.outer([1 - gender, gender], [1 - a, a]).ravel()
+        points = self.mean + np.tensordot(np.outer(corners, by_weight).ravel(), self.base, 1)
+        points = points + np.tensordot(np.outer(corners, by_ancestry).ravel(), self.ancestry, 1)
+        for name, value in (local or {}).items():
+            self._add(points, name + ("+" if value > 0 else "-"), abs(value))
+
+        chin, crown = points[self.landmarks["chin"]], points[self.landmarks["crown"]]
+        size = crown[1] - chin[1]
+        scale = self.scale * np.sqrt(CHIN_TO_CROWN / (self.scale * size))  # keeps half of how heads differ in size
+        joints = self.ranges["joints"].start
+        origin = np.array([0, (chin[1] + crown[1]) / 2 - 0.2 / scale, points[joints + self.joints.index("head"), 2] - 0.02])
+        for name, value in (expression or {}).items():
+            self._add(points, "face:" + name, value)
+        points = self._settle((points - origin) * scale)
+
+        surface = self.surfaces[detail - 1]
+        vertices = surface.matrix @ points[: self.count]
+        parts = {n: (points[self.ranges[n]], faces) for n, faces in self.parts.items()}
+        marks = {n: vertices[i] for n, i in self.landmarks.items()}  # subdivision keeps the first vertices in place
+        marks |= {n.replace("l-", "left_").replace("r-", "right_"): points[joints + i] for i, n in enumerate(self.joints)}
+        marks |= {n: points[self.ranges[n]] for n in self.ranges if n.endswith("_lid")}
+        eyes = tuple(_eye(points[self.ranges[side + "_eye"]], gaze) for side in ("left", "right"))
+        normals = vertex_normals(vertices, surface.faces)
+        return HeadShape(vertices, surface.faces, normals, surface, eyes, parts, marks, self.loop)
+
+    def _add(self, points: np.ndarray, name: str, value: float):
+        if name in self.offsets and value:
+            rows, delta = self.offsets[name]
+            points[rows] += value * delta
+
+    def _settle(self, points: np.ndarray) -> np.ndarray:
+        """Shoulders drawn into the box, and the bottom edge laid on one curve, its shift fading out towards the neck."""
+        x = points[:, 0]
+        wide = np.sign(x) * (0.62 + 0.33 * np.tanh((np.abs(x) - 0.62) / 0.33))
+        points = points.copy()
+        points[:, 0] = np.where(np.abs(x) > 0.62, wide, x)
+        shift = bottom(points[self.loop, 0]) - points[self.loop, 1]
+        points[self.bust_rows, 1] += self.bust_weights @ shift
+        points[self.loop, 1] += shift
+        n = len(self.loop)
+        edge, cap = points[self.loop], self.ranges["cap"]
+        centre = edge.mean(axis=0)
+        rings = [edge + (centre - edge) * t for t in (0.05, 0.5)]
+        points[cap] = np.concatenate([*rings, centre[None]])
+        assert cap.stop - cap.start == 2 * n + 1
+        return points
+
+
+@cache
+def load_head() -> HeadModel:
+    """The head model, read once per process."""
+    return HeadModel()
+
+
+def bottom(x: np.ndarray) -> np.ndarray:
+    """Height of the bust's lower edge: level under the chest, rising towards the arms."""
+    return -0.95 + 0.22 * (np.abs(x) / 0.93) ** 4
+
+
+def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
+    """0 below `low`, 1 above `high`, smooth between (reversed where low > high)."""
+    t = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+# Height of the hairline and of the beard's upper edge in the average head, by angle from the front (radians).
+HAIRLINE = ((0, 0.4, 0.75, 0.95, 1.1, 1.22, 1.34, 1.45, 1.75, 2.1, 2.6, 3.15), (0.485, 0.475, 0.44, 0.36, 0.26, 0.12, 0.13, 0.2, 0.16, 0.0, -0.07, -0.07))
+BEARD = ((0, 0.2, 0.3, 0.5, 0.8, 1.1, 1.22, 1.3), (-0.09, -0.09, 0.0, 0.01, 0.03, 0.08, 0.15, 0.15))
+
+
+def regions(rest: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Further masks, by where a vertex lies in the average head."""
+    x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2]
+    angle = np.arctan2(x, z - 0.05)  # 0 in front, π behind
+    bare = (1 - smoothstep(0.1, 0.5, masks["ears"])) * (1 - smoothstep(0.02, 0.3, masks["inside_mouth"]))
+    no_lips = bare * (1 - smoothstep(0.2, 0.6, masks["lips"]))
+    scalp = bare * smoothstep(-0.015, 0.015, y - np.interp(angle, *HAIRLINE))
+    jaw = smoothstep(0.015, -0.015, y - np.interp(angle, *BEARD)) * smoothstep(-0.29, -0.23, y - 0.45 * (0.38 - z).clip(0))
+    beard = no_lips * jaw * smoothstep(1.32, 1.22, angle)
+    moustache = no_lips * smoothstep(-0.06, -0.03, y) * smoothstep(0.05, 0.02, y) * smoothstep(0.12, 0.10, x) * (z > 0.4)
+    torso = smoothstep(-0.30, -0.44, y)
+    return {"scalp": scalp, "beard": beard, "moustache": moustache, "torso": torso, "bare": bare}
+
+
+def _eye(points: np.ndarray, gaze: tuple[float, float]) -> Eye:
+    centre = (points.min(axis=0) + points.max(axis=0)) / 2
+    radius = float(np.ptp(points[:, :2], axis=0).mean() / 2)
+    centre[2] = points[:, 2].min() + radius
+    yaw, pitch = np.deg2rad(gaze)
+    return Eye(centre, radius, np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)]))
