@@ -7,12 +7,6 @@ from torch import Tensor
 from minirodin.triplane import plane_statistics, resize_planes, standardise
 
 
-def composite(images: Tensor, background: float = 1.0) -> Tensor:
-    """RGBA with straight alpha over a grey: (N, H, W, 4) in [0, 1] → (N, 3, H, W)."""
-    rgb, alpha = images[..., :3], images[..., 3:]
-    return (rgb * alpha + background * (1 - alpha)).permute(0, 3, 1, 2)
-
-
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [0, 1]: (N, ...), (N, ...) → (N,); +inf for equal ones."""
     return -10 * (a - b).square().flatten(1).mean(1).log10()
@@ -84,8 +78,7 @@ def wiener_eps_loss(planes: Tensor, resolution: int = 64, log_snr: float = 10.0)
     return float(loss.mean() / (2 * log_snr))
 
 
-def image_metrics(predicted: Tensor, truth: Tensor, perceptual) -> dict[str, Tensor]:
-    """PSNR, SSIM and the distance of a `PerceptualDistance`, each (N,), of RGBA images (N, H, W, 4) over white."""
-    a, b = composite(predicted.clamp(0, 1)), composite(truth)
-    with torch.no_grad():
-        return {"psnr": psnr(a, b), "ssim": ssim(a, b), perceptual.name: perceptual(a, b)}
+@torch.no_grad()
+def image_metrics(image: Tensor, truth: Tensor, perceptual) -> dict[str, Tensor]:
+    """PSNR, SSIM and a `PerceptualDistance` under its network's name, each (N,), of RGB (N, 3, H, W) in [0, 1]."""
+    return {"psnr": psnr(image, truth), "ssim": ssim(image, truth), perceptual.name: perceptual(image, truth)}

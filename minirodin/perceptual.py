@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from minirodin.errors import CheckpointError
 
 VGG_WEIGHTS = "vgg16-397923af.pth"  # 528 MB, which torchvision keeps in torch's hub folder
-FETCH_VGG = "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
+FETCH_VGG = (
+    "python -c \"from minirodin.perceptual import import_torchvision as t; t().models.vgg16(weights='IMAGENET1K_V1')\""
+)
 
 
 def import_torchvision():

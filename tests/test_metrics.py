@@ -56,11 +56,6 @@ def test_ssim_equals_scikit_image():
     assert metrics.ssim(a, a).item() == pytest.approx(1.0)
 
 
-def test_composite_shows_the_background_only_through_alpha():
-    image = torch.tensor([0.5, 0.25, 0.0, 0.25]).expand(1, 2, 2, 4)
-    assert torch.allclose(metrics.composite(image)[0, :, 0, 0], torch.tensor([0.875, 0.8125, 0.75]))
-
-
 def test_white_noise_is_as_hard_as_can_be():
     planes = torch.randn(8, 3, 2, 64, 64, generator=torch.Generator().manual_seed(1)) * 0.3 + 2
     assert metrics.spectral_share(planes) == pytest.approx(1 - math.pi / 16, abs=0.01)
