@@ -12,7 +12,7 @@ from minirodin.errors import DataError
 # The values of every categorical attribute; hair_color ends with the dyed ones.
 CHOICES = {
     "gender": ("woman", "man"),
-    "expression": ("neutral", "slight smile", "smile", "frown", "surprised"),
+    "expression": ("neutral", "slight smile", "smile", "open smile", "frown", "surprised"),
     "eye_color": ("brown", "dark brown", "hazel", "green", "blue", "grey"),
     "hair_style": (
         "bald", "buzz", "short", "side part", "slicked back", "pixie", "mohawk",
@@ -208,7 +208,7 @@ def sample_attributes(seed: int) -> Attributes:
         skin_tone=tone,
         weight=number("weight", 0.2, 0.85),
         muscle=number("muscle", 0.25, 0.75),
-        expression=pick("expression", [30, 20, 28, 11, 11]),
+        expression=pick("expression", [28, 18, 20, 12, 11, 11]),
         eye_color=pick("eye_color", [3, 5.3 - 5 * european, 1, 1.6 * european + 0.1, 3 * european + 0.2, european]),
         hair_style=style,
         hair_color=hair_color,

@@ -99,6 +99,7 @@ def caption(attributes: Attributes, seed: int) -> str:
         "neutral": (["with a neutral expression", "looking straight ahead"], ["calm"]),
         "slight smile": (["smiling slightly", "with a slight smile"], ["slightly smiling"]),
         "smile": (["smiling", "with a smile", "smiling happily"], ["smiling", "happy"]),
+        "open smile": (["grinning", "smiling with an open mouth", "smiling broadly"], ["grinning", "broadly smiling"]),
         "frown": (["frowning", "with a frown"], ["frowning"]),
         "surprised": (["looking surprised", "with raised eyebrows"], ["surprised"]),
     }[a.expression]

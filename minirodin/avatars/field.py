@@ -1,0 +1,73 @@
+"""Signed distance to a person's own skin on a grid: what hair, hats and glasses are pushed out of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.spatial import cKDTree
+
+
+@dataclass(frozen=True)
+class SkinField:
+    """Distance (positive outside) and its gradient over the box [-1, 1]^3, smoothed by one cell."""
+
+    grid: np.ndarray  # (R, R, R, 4) distance and gradient at the corners of R - 1 cells a side
+    tree: cKDTree
+    vertices: np.ndarray  # (V, 3)
+    normals: np.ndarray  # (V, 3)
+
+    def __call__(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Trilinear distance (...) and unit outward normal (..., 3) at points (..., 3)."""
+        r = self.grid.shape[0]
+        x = np.clip((p + 1) * ((r - 1) / 2), 0, r - 1 - 1e-9)
+        i = x.astype(np.int64)
+        f = x - i
+        flat = self.grid.reshape(-1, 4)
+        base = (i[..., 0] * r + i[..., 1]) * r + i[..., 2]
+        out = np.zeros((*p.shape[:-1], 4))
+        for dx in (0, 1):
+            for dy in (0, 1):
+                for dz in (0, 1):
+                    w = (f[..., 0] if dx else 1 - f[..., 0]) * (f[..., 1] if dy else 1 - f[..., 1])
+                    w = w * (f[..., 2] if dz else 1 - f[..., 2])
+                    out += w[..., None] * flat[base + (dx * r + dy) * r + dz]
+        return out[..., 0], normalize(out[..., 1:])
+
+    def offset(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Exact signed offset (...) along the normal of the nearest skin vertex, and that normal (..., 3)."""
+        _, nearest = self.tree.query(p)
+        normal = self.normals[nearest]
+        return ((p - self.vertices[nearest]) * normal).sum(-1), normal
+
+    def push_out(self, p: np.ndarray, clearance) -> np.ndarray:
+        """Points (..., 3) moved along the skin's normal until they are `clearance` above the skin, exactly."""
+        for _ in range(2):
+            d, normal = self.offset(p)
+            p = p + np.clip(clearance - d, 0, None)[..., None] * normal
+        return p
+
+
+def normalize(v: np.ndarray) -> np.ndarray:
+    return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
+
+
+def skin_field(vertices: np.ndarray, normals: np.ndarray, resolution: int = 64) -> SkinField:
+    """Build the field of a skin surface: vertices and outward unit normals (V, 3); the surface may be open."""
+    tree = cKDTree(vertices)
+    axis = np.linspace(-1, 1, resolution)
+    cell = axis[1] - axis[0]
+    corners = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1)  # (R, R, R, 3)
+    # Far from the skin any vertex of the nearest occupied corner will do; near it the nearest vertex is looked up.
+    occupant = np.full((resolution,) * 3, -1)
+    inside = np.abs(vertices).max(-1) < 1
+    occupant[tuple(np.rint((vertices[inside] + 1) / cell).astype(int).T)] = np.flatnonzero(inside)
+    index = distance_transform_edt(occupant < 0, return_distances=False, return_indices=True)
+    nearest = occupant[tuple(index)]
+    near = np.linalg.norm(corners - vertices[nearest], axis=-1) < 3.5 * cell
+    nearest[near] = tree.query(corners[near])[1]
+    away = corners - vertices[nearest]
+    height = (away * normals[nearest]).sum(-1)
+    distance = np.where(near, height, np.sign(height) * np.linalg.norm(away, axis=-1))
+    d = gaussian_filter(distance, 0.8)
+    gradient = np.stack(np.gradient(d, cell), -1)
+    return SkinField(np.concatenate([d[..., None], gradient], -1), tree, vertices, normals)
