@@ -172,8 +172,8 @@ def find_captures(data: str | Path) -> list[Path]:
 def load_capture(folder: str | Path, scale: float | None = None, offset: tuple | None = None) -> Capture:
     """Read a Blender- or nerfstudio-style capture.
 
-    Intrinsics come from `fl_x` (`fl_y`, `cx`, `cy`; in a frame or for all) or from `camera_angle_x`. Camera positions are
-    brought into the box as `scale · position + offset`; both may stand in the file. `"up": "z"` in the file turns a
+    Intrinsics come from `fl_x` (`fl_y`, `cx`, `cy`; in a frame or for all) or from `camera_angle_x`. Camera positions
+    are brought into the box as `scale · position + offset`; both may stand in the file. `"up": "z"` in the file turns a
     z-up world (Blender's) into ours. Images may be of any one size, RGB or RGBA (8 or 16 bit, grey, palette).
 
     Args:
@@ -271,13 +271,13 @@ def _read_image(folder: Path, frame: dict, i: int) -> tuple[np.ndarray, bool]:
     if not path.suffix or not path.is_file():
         path = next((p for p in (path, path.with_name(path.name + ".png")) if p.is_file()), path)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"{folder}: frame {i} points outside the folder ({name}): keep the images beside transforms.json")
+        raise DataError(f"{folder}: frame {i} points outside the folder ({name}): keep images beside transforms.json")
     if not path.is_file():
         raise DataError(f"{path} does not exist, but frame {i} of transforms.json names it")
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path} has {image.width}×{image.height} pixels; at most {MAX_PIXELS // 10**6} M: scale it")
+                raise DataError(f"{path} has {image.width}×{image.height} pixels, over {MAX_PIXELS // 10**6} M: scale it")
             has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
             if image.mode.startswith("I;16") or image.mode == "I":
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -335,4 +335,4 @@ def _check_cameras_see_the_box(cameras: Cameras, path: Path) -> None:
     seen = ((depth > 0) & (x >= 0) & (x <= cameras.width) & (y >= 0) & (y <= cameras.height)).any(1)
     if not seen.all():
         i = int((~seen).nonzero()[0])
-        raise DataError(f"{path}: camera of frame {i} does not see the box [-1, 1]³: set scale and offset to bring it in")
+        raise DataError(f"{path}: the camera of frame {i} does not see the box [-1, 1]³: set scale and offset")

@@ -19,8 +19,8 @@ def fourier_features(x: Tensor, frequencies: int) -> Tensor:
 class TriplaneDecoder(nn.Module):
     """E2: c(p, d), σ(p) = G_θ(y_p, ξ(y_p), d).
 
-    The Fourier embedding is taken of the **features**, not of the coordinates: the decoder does not know where it is, so
-    that all shape lives in the planes. Only colour sees the direction.
+    The Fourier embedding is taken of the **features**, not of the coordinates: the decoder does not know where it is,
+    so all shape lives in the planes. Only colour sees the direction.
 
     Args:
         channels: C of the planes.

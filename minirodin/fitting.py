@@ -4,24 +4,23 @@ Stage one optimises the decoder together with the planes of all its subjects: gr
 step, so that the decoder never forgets the first ones. Stage two freezes it and fits group after group.
 """
 
+import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minirodin.cameras import Capture, find_captures, load_capture
-from minirodin.config import Config, FitConfig
+from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, DataError, MinirodinError
 from minirodin.observations import Observations, RayBatch
-from minirodin.progress import progress as progress_bar
+from minirodin.progress import progress
 from minirodin.render import Occupancy, distortion_loss, occupancy_from_planes, render_rays
-from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save
+from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save, read_tensors
 from minirodin.triplane import plane_statistics, resize_planes, sample_planes, total_variation
 
 
@@ -80,7 +79,8 @@ def fitting_loss(
         The loss to minimise, and the mean squared error alone.
     """
     fit = config.fit
-    out = render_rays(planes, decoder, batch.origins, batch.directions, occupancy, config.render.bins, config.render.samples, jitter)
+    bins, samples = config.render.bins, config.render.samples
+    out = render_rays(planes, decoder, batch.origins, batch.directions, occupancy, bins, samples, jitter)
     rgb, alpha = batch.rgba[..., :3], batch.rgba[..., 3:]
     mse = F.mse_loss(out.over(background), rgb * alpha + background * (1 - alpha))
 
@@ -134,14 +134,13 @@ class Fitter:
         decoder: TriplaneDecoder,
         learn_decoder: bool,
         start: Tensor | None = None,
-        seed: int = 0,
     ):
         fit, device = config.fit, observations.pixels.device
         self.config, self.observations, self.decoder = config, observations, decoder
         self.total_steps = fit.shared_steps if learn_decoder else fit.steps
         self.step = 0
-        self.generator = torch.Generator(device).manual_seed(fit.seed * 1_000_003 + seed)
-        self.host_generator = torch.Generator().manual_seed(fit.seed * 1_000_003 + seed)
+        self.generator = torch.Generator(device).manual_seed(fit.seed)
+        self.host_generator = torch.Generator().manual_seed(fit.seed)
         fused = device.type == "cuda"
         self.groups = []
         for ids in torch.arange(len(names), device=device).split(fit.group):
@@ -151,10 +150,11 @@ class Fitter:
             members = [names[i] for i in ids.tolist()]
             self.groups.append(_Group(members, ids, planes, optimiser, observations.hull_occupancy(ids)))
         decoder.requires_grad_(learn_decoder)
-        self.decoder_optimiser = (
-            torch.optim.Adam(decoder.parameters(), lr=fit.decoder_lr, betas=(0.9, 0.99), fused=fused) if learn_decoder else None
-        )
-        self.optimisers = [g.optimiser for g in self.groups] + ([self.decoder_optimiser] if learn_decoder else [])
+        self.optimisers = [g.optimiser for g in self.groups]
+        self.decoder_optimiser = None
+        if learn_decoder:
+            self.decoder_optimiser = torch.optim.Adam(decoder.parameters(), fit.decoder_lr, (0.9, 0.99), fused=fused)
+            self.optimisers.append(self.decoder_optimiser)
         self.base_lrs = [[p["lr"] for p in o.param_groups] for o in self.optimisers]
         self.loss = torch.compile(fitting_loss) if fused else fitting_loss
 
@@ -193,14 +193,14 @@ class Fitter:
         noise = torch.randn(planes.shape, device=device, generator=self.generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             noisy = planes + fit.plane_noise * noise
-            loss, mse = self.loss(noisy, self.decoder, batch, background, group.occupancy, hull, points, jitter, self.config)
-        for optimiser in (group.optimiser, self.decoder_optimiser):
-            if optimiser is not None:
-                optimiser.zero_grad(set_to_none=True)
+            where = (group.occupancy, hull, points, jitter)
+            loss, mse = self.loss(noisy, self.decoder, batch, background, *where, self.config)
+        stepped = [o for o in (group.optimiser, self.decoder_optimiser) if o is not None]
+        for optimiser in stepped:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        for optimiser in (group.optimiser, self.decoder_optimiser):
-            if optimiser is not None:
-                optimiser.step()
+        for optimiser in stepped:
+            optimiser.step()
         self.step += 1
         return mse.detach()
 
@@ -253,36 +253,33 @@ class Fitter:
                     values["state"].setdefault(int(rest[0]), {})[rest[1]] = value
             optimiser.load_state_dict(values)
 
-    def run(self, checkpoint: Path | None, report: Callable[[int, float], None] | None = None, show: bool = True) -> None:
+    def run(self, checkpoint: Path, show: bool = True) -> None:
         """All steps, from where `checkpoint` left off; it is rewritten every `fit.checkpoint_every` steps.
 
         Raises:
             MinirodinError: the loss is not finite; the last good checkpoint is named.
+            CheckpointError: the checkpoint is damaged, or belongs to other subjects or settings.
         """
         every = self.config.fit.checkpoint_every
-        if checkpoint is not None and checkpoint.exists():
-            self.load_state(_read_state(checkpoint))
-        with progress_bar(total=self.total_steps, desc="fitting", unit="step", enabled=show) as bar:
+        run = json.dumps([[g.names for g in self.groups], self.config.to_dict()])
+        if checkpoint.exists():
+            state, metadata = read_tensors(checkpoint, "fit in progress")
+            if metadata.get("run") != run:
+                what = "was left by other subjects or settings"
+                raise CheckpointError(f"{checkpoint} {what}: delete it or choose another folder")
+            self.load_state(state)
+        with progress(total=self.total_steps, desc="fitting", unit="step", enabled=show) as bar:
             bar.update(self.step)
             while self.step < self.total_steps:
                 mse = self.advance()
                 bar.update(1)
                 if self.step % 50 == 0 or self.step == self.total_steps:
-                    value = float(mse)
-                    if not math.isfinite(value):
-                        raise MinirodinError(f"the loss is {value} at step {self.step}: go on from {checkpoint} with a lower lr")
+                    if not math.isfinite(value := float(mse)):
+                        kept = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing was saved"
+                        raise MinirodinError(f"the loss is {value} at step {self.step} ({kept}): lower the rates")
                     bar.set_postfix(psnr=f"{-10 * math.log10(max(value, 1e-10)):.2f}")
-                    if report is not None:
-                        report(self.step, value)
-                if checkpoint is not None and self.step % every == 0 and self.step < self.total_steps:
-                    atomic_save(self.state(), checkpoint)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): delete it to start this fit again") from None
+                if self.step % every == 0 and self.step < self.total_steps:
+                    atomic_save(self.state(), checkpoint, {"kind": "fit in progress", "run": run})
 
 
 def fit_subjects(
@@ -330,7 +327,7 @@ def fit_subjects(
 
     if shared is None:
         todo = list(by_name)
-        fitter = _make_fitter(todo, by_name, config, device, None, seed=0)
+        fitter = _make_fitter(todo, by_name, config, device, None)
         fitter.run(resume, show=show_progress)
         planes = fitter.planes()
         base = torch.stack([resize_planes(p, config.triplane.base_resolution) for p in planes.values()])
@@ -350,7 +347,7 @@ def fit_subjects(
         names = [n for n in by_name if n not in done]
         groups = [names[i : i + config.fit.group] for i in range(0, len(names), config.fit.group)]
         for todo in groups[rank::world_size]:
-            fitter = _make_fitter(todo, by_name, config, device, shared, seed=1)
+            fitter = _make_fitter(todo, by_name, config, device, shared)
             fitter.run(resume, show=show_progress)
             done.write_shard(fitter.planes(), shared)
             resume.unlink(missing_ok=True)
@@ -358,14 +355,12 @@ def fit_subjects(
     return FittedPlanes(out)
 
 
-def _make_fitter(names: list[str], captures: dict, config: Config, device, shared: SharedDecoder | None, seed: int) -> Fitter:
+def _make_fitter(names: list[str], captures: dict, config: Config, device, shared: SharedDecoder | None) -> Fitter:
     loaded = [c if isinstance(c, Capture) else load_capture(c) for c in (captures[n] for n in names)]
     observations = Observations(loaded, config.render.grid, device)
-    if shared is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.fit.seed)
-            decoder = TriplaneDecoder(config.triplane.channels, config.decoder)
-    else:
-        decoder = shared.decoder
-    start = None if shared is None else shared.mean_planes
-    return Fitter(names, observations, config, decoder.to(device), shared is None, start, seed)
+    if shared is not None:
+        return Fitter(names, observations, config, shared.decoder.to(device), False, shared.mean_planes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.fit.seed)
+        decoder = TriplaneDecoder(config.triplane.channels, config.decoder)
+    return Fitter(names, observations, config, decoder.to(device), True)

@@ -61,30 +61,51 @@ def _backward(grad_planes, points, grad_out, total, per_subject, R, C: tl.conste
             tl.atomic_add(target, grad * (wx * wy)[:, None], inside[:, None], sem="relaxed")
 
 
-class _SamplePlanes(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, planes: Tensor, points: Tensor) -> Tensor:
-        b, _, c, r, _ = planes.shape
-        texels = planes.permute(0, 1, 3, 4, 2).contiguous()  # (B, 3, R, R, C), free when channels-last
-        points = points.float().contiguous()
-        m = points.shape[1]
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else planes.dtype
-        out = torch.empty(b, m, c, device=planes.device, dtype=dtype)
-        _forward[(triton.cdiv(b * m, BLOCK),)](texels, points, out, b * m, m, r, c, BLOCK)
-        ctx.save_for_backward(points)
-        ctx.shape, ctx.dtype = texels.shape, planes.dtype
-        return out
+# Custom operators keep the kernels opaque to torch.compile, which then fuses everything around them.
+@torch.library.custom_op("minirodin::gather_texels", mutates_args=())
+def gather_texels(texels: Tensor, points: Tensor, dtype: torch.dtype) -> Tensor:
+    b, _, r, _, c = texels.shape
+    m = points.shape[1]
+    out = torch.empty(b, m, c, device=texels.device, dtype=dtype)
+    _forward[(triton.cdiv(b * m, BLOCK),)](texels, points, out, b * m, m, r, c, BLOCK)
+    return out
 
-    @staticmethod
-    def backward(ctx, grad_out: Tensor):
-        (points,) = ctx.saved_tensors
-        b, _, r, _, c = ctx.shape
-        m = points.shape[1]
-        grad = torch.zeros(ctx.shape, device=grad_out.device, dtype=torch.float32)
-        _backward[(triton.cdiv(b * m, BLOCK),)](grad, points, grad_out.contiguous(), b * m, m, r, c, BLOCK)
-        return grad.permute(0, 1, 4, 2, 3).to(ctx.dtype), None
+
+@torch.library.custom_op("minirodin::scatter_texels", mutates_args=())
+def scatter_texels(grad_out: Tensor, points: Tensor, resolution: int) -> Tensor:
+    b, m, c = grad_out.shape
+    grad = torch.zeros(b, 3, resolution, resolution, c, device=grad_out.device, dtype=torch.float32)
+    _backward[(triton.cdiv(b * m, BLOCK),)](grad, points, grad_out, b * m, m, resolution, c, BLOCK)
+    return grad
+
+
+@gather_texels.register_fake
+def _(texels, points, dtype):
+    return texels.new_empty(points.shape[0], points.shape[1], texels.shape[-1], dtype=dtype)
+
+
+@scatter_texels.register_fake
+def _(grad_out, points, resolution):
+    b, _, c = grad_out.shape
+    return grad_out.new_empty(b, 3, resolution, resolution, c, dtype=torch.float32)
+
+
+def _save_points(ctx, inputs, output):
+    texels, points, _ = inputs
+    ctx.save_for_backward(points)
+    ctx.resolution, ctx.dtype = texels.shape[2], texels.dtype
+
+
+def _gather_backward(ctx, grad_out):
+    (points,) = ctx.saved_tensors
+    return scatter_texels(grad_out.contiguous(), points, ctx.resolution).to(ctx.dtype), None, None
+
+
+gather_texels.register_autograd(_gather_backward, setup_context=_save_points)
 
 
 def sample_planes_cuda(planes: Tensor, points: Tensor) -> Tensor:
     """`triplane.sample_planes` on CUDA; C must be a power of two. Planes (B, 3, C, R, R), points (B, M, 3)."""
-    return _SamplePlanes.apply(planes, points)
+    texels = planes.permute(0, 1, 3, 4, 2).contiguous()  # (B, 3, R, R, C), free when channels-last
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else planes.dtype
+    return gather_texels(texels, points.float().contiguous(), dtype)

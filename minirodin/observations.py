@@ -64,7 +64,8 @@ class Observations:
         centres = cell_centres(grid, mask.device)
         occupied = torch.ones(len(centres), dtype=torch.bool, device=mask.device)
         wide = torch.empty_like(mask)
-        for v, (matrix, intrinsics) in enumerate(zip(self.camera_to_world[subject], self.intrinsics[subject], strict=True)):
+        cameras = zip(self.camera_to_world[subject], self.intrinsics[subject], strict=True)
+        for v, (matrix, intrinsics) in enumerate(cameras):
             local = (centres - matrix[:3, 3]) @ matrix[:3, :3]
             depth = -local[:, 2]
             x = intrinsics[2] + intrinsics[0] * local[:, 0] / depth

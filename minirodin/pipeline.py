@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirodin.cameras import FOV, RADIUS, Cameras, orbit_cameras
+from minirodin.cameras import Cameras, orbit_cameras
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, RenderError
@@ -71,24 +71,26 @@ class Avatar:
             resolution: render the planes at this size instead of their own (E5c).
         """
         resolution = resolution or self.planes.shape[-1]
-        planes, render = resize_planes(self.planes, resolution), self.config.render
+        planes, settings = resize_planes(self.planes, resolution), self.config.render
         if resolution not in self._occupancy:
-            self._occupancy[resolution] = occupancy_from_planes(planes[None], self.decoder, render.grid)
-        return render_views(planes, self.decoder, cameras, self._occupancy[resolution], render.bins, render.view_samples)
+            self._occupancy[resolution] = occupancy_from_planes(planes[None], self.decoder, settings.grid)
+        occupancy = self._occupancy[resolution]
+        return render_views(planes, self.decoder, cameras, occupancy, settings.bins, settings.view_samples)
 
     def render(
-        self, azimuth: float = 0, elevation: float = 0, size: int = 256, resolution: int | None = None, radius: float = RADIUS
+        self, azimuth: float = 0, elevation: float = 0, size: int = 256, resolution: int | None = None
     ) -> Tensor:
         """One picture, (size, size, 4) float32 RGBA in [0, 1]; angles in degrees as in `cameras.orbit_cameras`."""
         if not 1 <= size <= 4096:
             raise RenderError(f"size is {size} pixels: choose 1 … 4096")
-        return self.views(orbit_cameras(azimuth, elevation, size, radius, FOV), resolution)[0]
+        return self.views(orbit_cameras(azimuth, elevation, size), resolution)[0]
 
-    def turntable(self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8, fps: int = 24) -> Path:
+    def turntable(self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8) -> Path:
         """A full turn as MP4 or GIF (by the file's ending), on white."""
         images = self.views(orbit_cameras(np.arange(frames) * 360 / frames, elevation, size))
         rgb = (to_rgb(images) * 255).round().byte().cpu().numpy()
-        settings = {"fps": fps, "macro_block_size": 2} if Path(path).suffix == ".mp4" else {"duration": 1000 / fps, "loop": 0}
+        movie = Path(path).suffix == ".mp4"
+        settings = {"fps": 24, "macro_block_size": 2} if movie else {"duration": 1000 / 24, "loop": 0}
         imageio.imwrite(path, rgb, **settings)
         return Path(path)
 

@@ -1,8 +1,8 @@
 """Volume rendering (E3) with samples only where something is, and E4's distortion loss on the weights.
 
-A ray's quadrature puts all of its K samples in the *occupied and visible* part of its length: a coarse density grid says
-which cells hold anything, and where the ray is already opaque. Every ray has the same number of samples, so shapes are
-static and nothing waits for the host.
+A ray's quadrature puts all of its K samples in the *occupied and visible* part of its length: a coarse density grid
+says which cells hold anything, and where the ray is already opaque. Every ray has the same number of samples, so
+shapes are static and nothing waits for the host.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minirodin.cameras import Cameras
+from minirodin.cameras import Cameras, pixel_rays
 from minirodin.decoder import TriplaneDecoder
 from minirodin.triplane import sample_planes
 
@@ -153,7 +153,7 @@ def distortion_loss(weights: Tensor, t: Tensor, delta: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a ray sees: `rgb` (..., 3) premultiplied, `alpha` and `depth` (...), and per sample `weights`, `t`, `delta`."""
+    """What a ray sees: premultiplied `rgb` (..., 3), `alpha` and `depth` (...); per sample `weights`, `t`, `delta`."""
 
     rgb: Tensor
     alpha: Tensor
@@ -167,27 +167,18 @@ class Rendered:
         return self.rgb + (1 - self.alpha)[..., None] * background
 
 
-def render_rays(
-    planes: Tensor,
-    decoder: TriplaneDecoder,
-    origins: Tensor,
-    directions: Tensor,
-    occupancy: Occupancy,
-    bins: int = 128,
-    samples: int = 64,
-    jitter: Tensor | float = 0.5,
+def shade(
+    planes: Tensor, decoder: TriplaneDecoder, origins: Tensor, directions: Tensor, t: Tensor, delta: Tensor
 ) -> Rendered:
-    """E3: x̂ = R(c, σ) for N rays of each of B subjects; differentiable in the planes and the decoder.
+    """E3: x̂ = R(c, σ) from given quadrature points; differentiable in the planes and the decoder.
 
     Args:
         planes: (B, 3, C, R, R).
         origins, directions: (B, N, 3).
-        occupancy, bins, samples, jitter: see `ray_samples`.
+        t, delta: (B, N, K) distances and (B, N, 1) lengths, from `ray_samples`.
     """
-    with torch.no_grad():
-        t, delta = ray_samples(origins, directions, occupancy, bins, samples, jitter)
-        points = origins[..., None, :] + directions[..., None, :] * t[..., None]  # (B, N, K, 3)
-    features = sample_planes(planes, points.flatten(1, 2)).unflatten(1, points.shape[1:3])  # (B, N, K, C)
+    points = origins[..., None, :] + directions[..., None, :] * t[..., None]  # (B, N, K, 3)
+    features = sample_planes(planes, points.flatten(1, 2)).unflatten(1, t.shape[1:])  # (B, N, K, C)
     density, rgb = decoder(features, directions[..., None, :].expand_as(points))
     weights = composite(density, delta)
     return Rendered(
@@ -198,6 +189,22 @@ def render_rays(
         t=t,
         delta=delta,
     )
+
+
+def render_rays(
+    planes: Tensor,
+    decoder: TriplaneDecoder,
+    origins: Tensor,
+    directions: Tensor,
+    occupancy: Occupancy,
+    bins: int = 128,
+    samples: int = 64,
+    jitter: Tensor | float = 0.5,
+) -> Rendered:
+    """`ray_samples`, then `shade`: N rays of each of B subjects, (B, N, 3)."""
+    with torch.no_grad():
+        t, delta = ray_samples(origins, directions, occupancy, bins, samples, jitter)
+    return shade(planes, decoder, origins, directions, t, delta)
 
 
 @torch.no_grad()
@@ -222,16 +229,20 @@ def render_views(
     Returns:
         (V, H, W, 4) float32 in [0, 1], RGBA with straight alpha.
     """
-    planes = planes[None]
+    planes, device = planes[None], planes.device
     if occupancy is None:
         occupancy = occupancy_from_planes(planes, decoder, grid)
-    views = []
-    for view in range(len(cameras)):
-        origins, directions = (r.to(planes.device) for r in cameras.rays(view))
-        parts = []
-        for o, d in zip(origins.split(chunk), directions.split(chunk), strict=True):
-            out = render_rays(planes, decoder, o[None], d[None], occupancy, bins, samples)
+    pictures = torch.zeros(len(cameras), cameras.height * cameras.width, 4, device=device)
+    for picture, matrix, intrinsics in zip(pictures, cameras.camera_to_world, cameras.intrinsics, strict=True):
+        pixels = torch.arange(cameras.height * cameras.width, device=device)
+        for part in pixels.split(chunk):
+            x, y = part % cameras.width, part // cameras.width
+            rays = pixel_rays(matrix.float().to(device), intrinsics.float().to(device), x, y)
+            t, delta = ray_samples(rays[0][None], rays[1][None], occupancy, bins, samples)
+            hit = delta[0, :, 0].nonzero()[:, 0]  # most rays of a picture meet nothing
+            o, d = (r[None, hit] for r in rays)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                out = shade(planes, decoder, o, d, t[:, hit], delta[:, hit])
             rgb = out.rgb / out.alpha.clamp(min=1e-6)[..., None]
-            parts.append(torch.cat([rgb.clamp(0, 1), out.alpha.clamp(0, 1)[..., None]], dim=-1)[0])
-        views.append(torch.cat(parts).view(cameras.height, cameras.width, 4))
-    return torch.stack(views)
+            picture[part[hit]] = torch.cat([rgb, out.alpha[..., None]], dim=-1)[0].clamp(0, 1)
+    return pictures.view(len(cameras), cameras.height, cameras.width, 4)

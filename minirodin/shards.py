@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -16,7 +15,7 @@ from minirodin.errors import CheckpointError, ConfigError
 
 
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors to a temporary name, then rename: the file at `path` is the old one or the new one, never half."""
+    """Write safetensors to a temporary name, then rename: `path` is the old file or the new one, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -150,7 +149,8 @@ class FittedPlanes:
     def planes(self, name: str) -> Tensor:
         """The planes of one subject, (3, C, R, R) float32."""
         if name not in self._shard_of:
-            raise CheckpointError(f"{self.folder} holds no subject {name!r}; it has {', '.join(self.names[:5]) or 'none'} …")
+            some = ", ".join(self.names[:5]) or "none"
+            raise CheckpointError(f"{self.folder} holds no subject {name!r}; it has {some} …")
         with safe_open(self._shard_of[name], "pt") as file:
             return file.get_tensor(name).float()
 
