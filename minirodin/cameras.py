@@ -277,7 +277,7 @@ def _read_image(folder: Path, frame: dict, i: int) -> tuple[np.ndarray, bool]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path} has {image.width}×{image.height} pixels, over {MAX_PIXELS // 10**6} M: scale it")
+                raise DataError(f"{path} has {image.width}×{image.height} pixels, > {MAX_PIXELS // 10**6} M: scale it")
             has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
             if image.mode.startswith("I;16") or image.mode == "I":
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

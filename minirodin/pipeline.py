@@ -72,10 +72,16 @@ class Avatar:
         """
         resolution = resolution or self.planes.shape[-1]
         planes, settings = resize_planes(self.planes, resolution), self.config.render
-        if resolution not in self._occupancy:
-            self._occupancy[resolution] = occupancy_from_planes(planes[None], self.decoder, settings.grid)
-        occupancy = self._occupancy[resolution]
+        occupancy = self.occupancy(resolution)
         return render_views(planes, self.decoder, cameras, occupancy, settings.bins, settings.view_samples)
+
+    def occupancy(self, resolution: int | None = None) -> Occupancy:
+        """Where the avatar is, at a plane size; computed once."""
+        resolution = resolution or self.planes.shape[-1]
+        if resolution not in self._occupancy:
+            planes = resize_planes(self.planes, resolution)
+            self._occupancy[resolution] = occupancy_from_planes(planes[None], self.decoder, self.config.render.grid)
+        return self._occupancy[resolution]
 
     def render(
         self, azimuth: float = 0, elevation: float = 0, size: int = 256, resolution: int | None = None
