@@ -1,0 +1,46 @@
+"""A whole person: head, colours, hair, clothes and accessories put together, as one mesh with words to go with it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minirodin.avatars.attributes import Attributes, sample_attributes
+from minirodin.avatars.head import EXPRESSIONS, HeadModel, HeadShape, load_head
+from minirodin.avatars.mesh import SKIN, Mesh, concatenate, make_mesh, quantised
+from minirodin.avatars.skin import face_meshes, skin_albedo
+
+
+@dataclass(frozen=True)
+class Person:
+    """One synthetic person: everything visible as one mesh, and the attributes it was made from."""
+
+    mesh: Mesh
+    attributes: Attributes
+
+
+# Local changes that move the whole head, turn it into a caricature or do not go with the rest.
+_STIFF = ("head-trans", "neck-trans", "head-age", "head-angle", "ear-shape", "neck-double", "eye-scale", "head-scale")
+_SPREAD = {"nose": 0.17, "mouth": 0.15, "chin": 0.18, "cheek": 0.2, "ear": 0.2, "eye": 0.13, "forehead": 0.2}
+
+
+def head_shape(a: Attributes, model: HeadModel | None = None, detail: int = 2) -> HeadShape:
+    """The head of these attributes in the fixed world."""
+    model = model or load_head()
+    names = [name for name in model.local_names if not name.startswith(_STIFF)]
+    draws = a.local_shape(len(names))
+    local = {n: float(_SPREAD.get(n.split("-")[0], 0.12) * d) for n, d in zip(names, draws, strict=True)}
+    rng = a.rng("head")
+    local |= {"head-scale-horiz": rng.normal(0, 0.2), "head-scale-depth": rng.normal(0, 0.2), "head-scale-vert": rng.normal(0, 0.15)}
+    local["neck-double"] = max(0.0, 1.2 * (a.weight - 0.6) + rng.normal(0, 0.1))
+    expression = {k: v * rng.uniform(0.75, 1.1) for k, v in EXPRESSIONS[a.expression].items()}
+    gender = rng.uniform(0, 0.2) if a.gender == "woman" else rng.uniform(0.8, 1)
+    gaze = rng.normal(0, 3), rng.normal(0, 2)
+    return model.shape(gender, a.age, a.weight, a.ancestry, local, expression, gaze, detail)
+
+
+def build_person(who: Attributes | int, detail: int = 2) -> Person:
+    """Build one person from attributes, or from the seed that attributes are drawn from; the same at every call."""
+    a = sample_attributes(who) if isinstance(who, (int, np.integer)) else who
+    shape = head_shape(a, detail=detail)
+    meshes = [make_mesh(shape.vertices, shape.faces, skin_albedo(shape, a), SKIN, normals=shape.normals), *face_meshes(shape, a)]
+    return Person(quantised(concatenate(meshes)), a)

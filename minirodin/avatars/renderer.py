@@ -1,0 +1,188 @@
+"""Draw people with OpenGL, off-screen: soft light baked per vertex, supersampled RGBA views.
+
+The light is fixed in the world and the same for every view: a large soft key from the front, above and to the side, a
+sky and a faint rim. Each of its directions renders a small depth map; a vertex shader then gathers, for every vertex,
+the light of the directions that reach it. Only highlights depend on the view.
+"""
+
+import math
+
+import numpy as np
+
+from minirodin.avatars import shaders
+from minirodin.avatars.mesh import HAIR, LENS, Mesh
+from minirodin.cameras import Cameras
+from minirodin.errors import RenderError
+
+KEY = np.array([0.46, 0.58, 0.67]) / np.linalg.norm([0.46, 0.58, 0.67])
+TILES, TILE = 8, 320  # depth maps: a grid of 8 × 8, each 320² pixels
+REACH = 1.42  # half the side of what a depth map sees
+LAYOUT = "3f 3f 3f 1f 3f 1f"
+FIELDS = ("position", "normal", "albedo", "material", "tangent", "width")
+
+
+def _light() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Directions (64, 3), their radiance times solid angle (64, 3), and their share of the key light (64,)."""
+    golden = math.pi * (1 + 5**0.5)
+    i = np.arange(40) + 0.5
+    y, turn = 1 - 2 * i / 40, golden * i
+    ring = np.sqrt(1 - y**2)
+    sky = np.stack([ring * np.sin(turn), y, ring * np.cos(turn)], axis=1)
+    up = np.clip(sky[:, 1:2] * 0.5 + 0.5, 0, 1)
+    radiance = (1 - up) * [0.30, 0.27, 0.25] + up * [0.62, 0.66, 0.72]
+    rim = np.array([-0.75, 0.35, -0.55])
+    radiance = radiance + 0.45 * np.maximum(sky @ rim, 0)[:, None] ** 3 + 0.22 * np.maximum(sky[:, 2:], 0)
+    radiance *= 4 / 40  # solid angle over π: a white wall under a sky of 1 reflects 1
+    i = np.arange(24) + 0.5
+    cosine, turn = 1 - i / 24 * (1 - math.cos(0.42)), golden * i
+    side = np.cross(KEY, [0, 1, 0]) / np.linalg.norm(np.cross(KEY, [0, 1, 0]))
+    sine = np.sqrt(1 - cosine**2)[:, None]
+    key = cosine[:, None] * KEY + sine * (np.cos(turn)[:, None] * side + np.sin(turn)[:, None] * np.cross(side, KEY))
+    power = np.tile(np.array([0.66, 0.62, 0.57]) / 24, (24, 1))
+    share = np.r_[np.zeros(40), np.full(24, 1 / 24)]
+    return np.concatenate([sky, key]), np.concatenate([radiance, power]), share
+
+
+class Renderer:
+    """An off-screen OpenGL context; make one a process and reuse it.
+
+    Raises:
+        RenderError: no OpenGL 3.3 could be had.
+    """
+
+    def __init__(self):
+        try:
+            import moderngl
+
+            self.gl = moderngl.create_context(standalone=True, backend="egl", require=330)
+        except Exception as error:  # moderngl raises plain exceptions of many kinds when a driver is missing
+            raise RenderError(
+                f"no OpenGL through EGL ({str(error).splitlines()[0] if str(error) else type(error).__name__}): install a "
+                "driver, for example Mesa's (Debian, Ubuntu: apt-get install libegl1 libgl1-mesa-dri libgles2)"
+            ) from None
+        self.moderngl, gl = moderngl, self.gl
+        directions, radiance, share = _light()
+        self.projections = np.stack([_light_projection(d) for d in directions])
+        self.directions = directions
+        self.depth_program = gl.program(shaders.DEPTH_VERTEX, shaders.DEPTH_FRAGMENT)
+        self.bake_program = gl.program(shaders.BAKE_VERTEX % {"count": len(directions)}, varyings=["light", "seen"])
+        self.program = gl.program(shaders.VERTEX, shaders.FRAGMENT)
+        self.average = gl.program(shaders.SCREEN_VERTEX, shaders.AVERAGE_FRAGMENT)
+        self.straight = gl.program(shaders.SCREEN_VERTEX, shaders.STRAIGHT_FRAGMENT)
+        self.bake_program["projections"].write(self.projections.transpose(0, 2, 1).astype("f4").tobytes())
+        self.bake_program["directions"].write(directions.astype("f4").tobytes())
+        self.bake_program["radiance"].write(radiance.astype("f4").tobytes())
+        self.bake_program["key"].write(share.astype("f4").tobytes())
+        self.bake_program["tiles"].value, self.bake_program["texel"].value = TILES, 1 / TILE
+        self.program["key_direction"].value = tuple(KEY)
+        self.depths = gl.depth_texture((TILES * TILE, TILES * TILE))
+        self.depths.compare_func, self.depths.filter = "<=", (moderngl.LINEAR, moderngl.LINEAR)
+        self.depth_target = gl.framebuffer(depth_attachment=self.depths)
+        self.targets = {}
+
+    def render(self, mesh: Mesh, cameras: Cameras) -> np.ndarray:
+        """All views of a mesh: (N, H, W, 4) uint8 sRGB with straight alpha."""
+        columns = [mesh.vertices, mesh.normals, mesh.albedo, mesh.material[:, None], mesh.tangents, mesh.width[:, None]]
+        vertices = self.gl.buffer(np.concatenate(columns, axis=1).astype("f4").tobytes())
+        solid = mesh.material[mesh.faces[:, 0]] != LENS
+        faces = np.concatenate([mesh.faces[solid], mesh.faces[~solid]]).astype("i4")  # lenses are drawn last
+        indices = self.gl.buffer(faces.tobytes())
+        light = self._bake(mesh, vertices, faces[: int(solid.sum())])
+        drawn = self.gl.vertex_array(
+            self.program, [(vertices, LAYOUT, *FIELDS), (light, "3f 2f", "light", "seen")], indices, skip_errors=True
+        )
+        images = [self._view(drawn, int(solid.sum()) * 3, len(faces) * 3, cameras, i) for i in range(len(cameras))]
+        for resource in (drawn, light, indices, vertices):
+            resource.release()
+        return np.stack(images)
+
+    def _bake(self, mesh: Mesh, vertices, faces: np.ndarray):
+        """A buffer with the light of each vertex."""
+        gl, moderngl = self.gl, self.moderngl
+        # Every other piece of hair casts shadow: as soft, and half the work.
+        casts = (mesh.material[faces[:, 0]] != HAIR) | (faces.min(axis=1) // 2 % 2 == 0)
+        indices = gl.buffer(faces[casts].tobytes())
+        caster = gl.vertex_array(self.depth_program, [(vertices, LAYOUT, *FIELDS)], indices, skip_errors=True)
+        self.depth_target.use()
+        gl.enable_only(moderngl.DEPTH_TEST)
+        self.depth_target.clear(depth=1.0)
+        for i, (direction, projection) in enumerate(zip(self.directions, self.projections, strict=True)):
+            self.depth_target.viewport = (i % TILES * TILE, i // TILES * TILE, TILE, TILE)
+            self.depth_program["projection"].write(projection.T.astype("f4").tobytes())
+            self.depth_program["light"].value = tuple(direction)
+            caster.render()
+        light = gl.buffer(reserve=len(mesh.vertices) * 20)
+        baker = gl.vertex_array(self.bake_program, [(vertices, LAYOUT, *FIELDS)], skip_errors=True)
+        self.depths.use(0)
+        self.bake_program["depths"].value = 0
+        baker.transform(light, mode=moderngl.POINTS, vertices=len(mesh.vertices))
+        for resource in (caster, baker, indices):
+            resource.release()
+        return light
+
+    def _view(self, drawn, solid: int, total: int, cameras: Cameras, view: int) -> np.ndarray:
+        gl, moderngl = self.gl, self.moderngl
+        samples, sampled, mean, averaged, final, factor = self._target(cameras.width, cameras.height)
+        projection, eye = camera_projection(cameras, view)
+        self.program["projection"].write(projection.T.astype("f4").tobytes())
+        self.program["eye"].value = tuple(eye)
+        sampled.use()
+        sampled.clear(0, 0, 0, 0, depth=1.0)
+        gl.enable_only(moderngl.DEPTH_TEST)
+        self.program["lenses"].value = False
+        drawn.render(vertices=solid)
+        if total > solid:
+            gl.enable(moderngl.BLEND)
+            gl.blend_func = (moderngl.SRC_ALPHA, moderngl.ONE_MINUS_SRC_ALPHA, moderngl.ONE, moderngl.ONE_MINUS_SRC_ALPHA)
+            self.program["lenses"].value = True
+            drawn.render(vertices=total - solid, first=solid)
+        gl.enable_only(moderngl.NOTHING)
+        for program, source, name, target in (
+            (self.average, samples, "samples", averaged),
+            (self.straight, mean, "premultiplied", final),
+        ):
+            target.use()
+            source.use(0)
+            program[name].value = 0
+            gl.vertex_array(program, []).render(vertices=3)
+        pixels = np.frombuffer(final.read(components=4), dtype=np.uint8)
+        return pixels.reshape(cameras.height, cameras.width, 4)
+
+    def _target(self, width: int, height: int):
+        """Framebuffers for an image size: samples, their mean, the final pixels."""
+        if (width, height) not in self.targets:
+            gl = self.gl
+            factor = max(2, min(4, 2048 // max(width, height)))
+            size = (width * factor, height * factor)
+            limit = gl.info["GL_MAX_TEXTURE_SIZE"]
+            if max(size) > limit:
+                raise RenderError(f"{width}×{height} pixels are more than this driver draws: at most {limit // factor}")
+            samples, mean = gl.texture(size, 4), gl.texture((width, height), 4, dtype="f4")
+            sampled = gl.framebuffer([samples], gl.depth_renderbuffer(size))
+            averaged, final = gl.framebuffer([mean]), gl.framebuffer([gl.texture((width, height), 4)])
+            self.targets[width, height] = samples, sampled, mean, averaged, final, factor
+        target = self.targets[width, height]
+        self.average["factor"].value = target[-1]
+        self.straight["size"].value = max(width, height)
+        return target
+
+
+def camera_projection(cameras: Cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
+    """The world-to-clip matrix (4, 4) of a view, first image row at the bottom of GL's window, and its eye (3,)."""
+    pose = cameras.camera_to_world[view].numpy()
+    fx, fy, cx, cy = cameras.intrinsics[view].tolist()
+    w, h = cameras.width, cameras.height
+    distance = np.linalg.norm(pose[:3, 3])
+    near, far = max(distance - 1.8, 0.05), distance + 1.8
+    depth = (far + near) / (far - near), 2 * far * near / (far - near)
+    clip = np.array([[2 * fx / w, 0, 1 - 2 * cx / w, 0], [0, -2 * fy / h, 1 - 2 * cy / h, 0], [0, 0, -depth[0], -depth[1]], [0, 0, -1, 0]])
+    return clip @ np.linalg.inv(pose), pose[:3, 3]
+
+
+def _light_projection(direction: np.ndarray) -> np.ndarray:
+    """Orthographic world-to-clip matrix (4, 4) of a light that shines from `direction`."""
+    side = np.cross([0.0, 1.0, 0.0] if abs(direction[1]) < 0.99 else [1.0, 0.0, 0.0], direction)
+    side /= np.linalg.norm(side)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([side, np.cross(direction, side), -direction]) / REACH
+    return matrix

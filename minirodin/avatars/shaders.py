@@ -1,0 +1,156 @@
+"""GLSL of the people's renderer: depth from a light, light baked per vertex, shading, and the resolve to pixels."""
+
+# A vertex of a strand moves sideways by `width`, square to the strand and to whoever looks.
+_PLACE = """
+vec3 place(vec3 p, vec3 t, float w, vec3 towards) {
+    vec3 side = cross(t, towards);
+    return w == 0.0 ? p : p + w * side / max(length(side), 1e-4);
+}
+"""
+
+DEPTH_VERTEX = (
+    """#version 330
+in vec3 position, tangent; in float width;
+uniform mat4 projection; uniform vec3 light;
+"""
+    + _PLACE
+    + "void main() { gl_Position = projection * vec4(place(position, tangent, width, light), 1.0); }"
+)
+
+DEPTH_FRAGMENT = "#version 330\nvoid main() {}"
+
+# Transform feedback: irradiance (RGB) and how much of the key light and of the sky a vertex sees.
+BAKE_VERTEX = """#version 330
+#define COUNT %(count)d
+in vec3 position, normal, tangent; in float material;
+uniform sampler2DShadow depths;
+uniform mat4 projections[COUNT]; uniform vec3 directions[COUNT], radiance[COUNT]; uniform float key[COUNT];
+uniform float tiles, texel;
+out vec3 light; out vec2 seen;
+
+void main() {
+    bool hair = material > 1.5 && material < 2.5, skin = material < 0.5;
+    // Light creeps around skin, red the farthest: the terminator turns warm as in tissue.
+    vec3 wrap = skin ? vec3(0.38, 0.20, 0.15) : hair ? vec3(0.6) : vec3(0.12);
+    vec3 sum = vec3(0.0), total = vec3(0.0); vec2 see = vec2(0.0), of = vec2(1e-6);
+    for (int i = 0; i < COUNT; i++) {
+        vec3 d = directions[i];
+        float facing = dot(normal, d);
+        vec3 offset = hair ? 0.016 * d : normal * 0.007 + d * 0.005;
+        vec4 q = projections[i] * vec4(position + offset, 1.0);
+        vec2 cell = vec2(mod(float(i), tiles), floor(float(i) / tiles));
+        vec2 uv = clamp(q.xy * 0.5 + 0.5, 2.0 * texel, 1.0 - 2.0 * texel);
+        float visible = texture(depths, vec3((cell + uv) / tiles, q.z * 0.5 + 0.5));
+        vec3 weight = max((facing + wrap) / ((1.0 + wrap) * (1.0 + wrap)), 0.0);
+        if (hair) weight = vec3(sqrt(max(1.0 - dot(tangent, d) * dot(tangent, d), 0.0))) * (0.35 + 0.65 * weight);
+        sum += radiance[i] * weight * visible;
+        see += vec2(key[i] * visible, max(facing + 0.3, 0.0) * visible);
+        of += vec2(key[i], max(facing + 0.3, 0.0));
+    }
+    light = sum; seen = see / of;
+    gl_Position = vec4(0.0);
+}
+"""
+
+VERTEX = (
+    """#version 330
+in vec3 position, normal, albedo, tangent, light; in float material, width; in vec2 seen;
+uniform mat4 projection; uniform vec3 eye;
+out vec3 P, N, A, T, L; out vec2 S; flat out int M;
+"""
+    + _PLACE
+    + """
+void main() {
+    P = place(position, tangent, width, normalize(eye - position));
+    N = normal; A = albedo; T = tangent; L = light; S = seen; M = int(material + 0.5);
+    gl_Position = projection * vec4(P, 1.0);
+}
+"""
+)
+
+FRAGMENT = """#version 330
+in vec3 P, N, A, T, L; in vec2 S; flat in int M;
+uniform vec3 eye, key_direction; uniform bool lenses;
+out vec4 colour;
+
+float lobe(vec3 n, vec3 h, float power) { return pow(max(dot(n, h), 0.0), power); }
+vec3 sky(vec3 d) { return mix(vec3(0.20, 0.19, 0.18), vec3(0.75, 0.80, 0.88), smoothstep(-0.4, 0.9, d.y)); }
+float noise(float x) { return fract(sin(x * 12.9898) * 43758.5453); }
+float waves(float a, float k) { float i = floor(a * k), f = fract(a * k); f = f * f * (3.0 - 2.0 * f);
+    return mix(noise(mod(i, k)), noise(mod(i + 1.0, k)), f); }
+
+vec3 iris(vec3 q, vec3 tint, vec3 towards_light) {
+    float r = length(q.xy), turn = atan(q.y, q.x) / 6.2831853 + 0.5;
+    vec3 white = vec3(0.74, 0.71, 0.68) * mix(vec3(1.0), vec3(0.93, 0.74, 0.70), smoothstep(0.60, 1.0, abs(q.x)));
+    float fibre = 0.6 * waves(turn, 37.0) + 0.4 * waves(turn, 91.0);
+    float depth = smoothstep(0.17, 0.46, r);
+    vec3 colour = tint * mix(0.75, 1.35, fibre * (1.0 - 0.5 * depth));
+    colour += tint * vec3(1.0, 0.75, 0.4) * 0.35 * smoothstep(0.30, 0.19, r);            // collarette
+    colour *= 0.85 + 1.1 * max(-dot(q.xy, towards_light.xy), 0.0);                       // light gathers opposite the key
+    colour *= mix(1.0, 0.22, smoothstep(0.37, 0.48, r));                                 // limbal ring
+    colour = mix(vec3(0.004), colour, smoothstep(0.155, 0.185, r));                      // pupil
+    return q.z > 0.0 ? mix(colour, white, smoothstep(0.455, 0.515, r)) : white;
+}
+
+void main() {
+    if (lenses != (M == 5)) discard;
+    vec3 v = normalize(eye - P), n = normalize(N);
+    if (M >= 2 && dot(n, v) < 0.0) n = -n;
+    vec3 k = key_direction, h = normalize(k + v);
+    float fresnel = pow(1.0 - max(dot(n, v), 0.0), 4.0), alpha = 1.0;
+    vec3 c;
+    if (M == 0) {
+        c = A * L + S.x * (0.045 * lobe(n, h, 14.0) + 0.05 * lobe(n, h, 48.0)) + 0.10 * fresnel * S.y * S.y * sky(reflect(-v, n));
+    } else if (M == 1) {
+        c = iris(normalize(T), A, k) * L * 1.05 + S.y * 0.05 * sky(reflect(-v, n)) + mix(0.35, 1.0, S.x) * 0.85 * lobe(n, h, 220.0);
+    } else if (M == 2) {
+        vec3 t = normalize(T);
+        float th = dot(t, h), tl = dot(normalize(t + 0.18 * n), h);
+        float first = pow(max(1.0 - th * th, 0.0), 55.0), second = pow(max(1.0 - tl * tl, 0.0), 16.0);
+        float lit = S.x * smoothstep(-0.2, 0.5, dot(n, k));
+        c = A * L + lit * (0.09 * first + second * 0.45 * A) + 0.05 * S.y * S.y * fresnel;
+    } else if (M == 3) {
+        c = A * L + 0.03 * fresnel * S.y * sky(n);
+    } else if (M == 4) {
+        vec3 tint = mix(vec3(0.06), A, 0.55);
+        c = A * L * 0.75 + tint * (S.y * 0.8 * sky(reflect(-v, n)) + S.x * 1.6 * lobe(n, h, 70.0)) + 0.15 * fresnel * S.y;
+    } else {
+        float shine = 0.25 * fresnel + S.x * 0.5 * lobe(n, h, 160.0);
+        alpha = clamp(1.0 - dot(A, vec3(0.33)) + shine, 0.06, 0.95);
+        c = (A * L * 0.5 * (alpha - shine) + shine * sky(reflect(-v, n)) * 1.2) / alpha;
+    }
+    c = mix(c, 0.72 + 0.28 * tanh((c - 0.72) / 0.28), vec3(greaterThan(c, vec3(0.72))));  // soft shoulder
+    vec3 srgb = mix(12.92 * c, 1.055 * pow(max(c, 1e-6), vec3(1.0 / 2.4)) - 0.055, vec3(greaterThan(c, vec3(0.0031308))));
+    colour = vec4(srgb, alpha);
+}
+"""
+
+SCREEN_VERTEX = """#version 330
+void main() { gl_Position = vec4(vec2(gl_VertexID == 1 ? 3 : -1, gl_VertexID == 2 ? 3 : -1), 0.0, 1.0); }
+"""
+
+AVERAGE_FRAGMENT = """#version 330
+uniform sampler2D samples; uniform int factor;
+out vec4 colour;
+void main() {
+    ivec2 first = ivec2(gl_FragCoord.xy) * factor;
+    colour = vec4(0.0);
+    for (int j = 0; j < factor; j++) for (int i = 0; i < factor; i++) colour += texelFetch(samples, first + ivec2(i, j), 0);
+    colour /= float(factor * factor);
+}
+"""
+
+# Straight alpha; where nothing is covered the colour of the nearest silhouette, so that resizing leaves no dark fringe.
+STRAIGHT_FRAGMENT = """#version 330
+uniform sampler2D premultiplied; uniform int size;
+out vec4 colour;
+void main() {
+    ivec2 at = ivec2(gl_FragCoord.xy);
+    vec4 c = texelFetch(premultiplied, at, 0), near = vec4(0.0);
+    if (c.a == 0.0) {
+        for (int j = -2; j <= 2; j++) for (int i = -2; i <= 2; i++)
+            near += texelFetch(premultiplied, clamp(at + ivec2(i, j), ivec2(0), ivec2(size - 1)), 0);
+    } else near = c;
+    colour = vec4(near.a > 0.0 ? near.rgb / near.a : vec3(0.0), c.a);
+}
+"""

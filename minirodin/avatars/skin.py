@@ -1,0 +1,131 @@
+"""Colours of a head: skin, lips, cheeks, freckles and make-up per vertex; the eyeballs and the mouth's inside."""
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from minirodin.avatars.attributes import Attributes, linear
+from minirodin.avatars.head import Eye, HeadShape, smoothstep
+from minirodin.avatars.mesh import EYE, SKIN, Mesh, make_mesh
+
+LIGHTEST, DARKEST = np.array([0.80, 0.545, 0.43]), np.array([0.085, 0.042, 0.026])  # linear RGB at melanin 0 and 1
+IRIS = {
+    "brown": (0.36, 0.20, 0.10), "dark brown": (0.17, 0.095, 0.06), "hazel": (0.44, 0.33, 0.15),
+    "green": (0.33, 0.44, 0.26), "blue": (0.32, 0.50, 0.70), "grey": (0.45, 0.50, 0.54),
+}  # fmt: skip
+LIPS = {"pink": (0.80, 0.33, 0.42), "red": (0.68, 0.06, 0.10), "plum": (0.40, 0.09, 0.20)}
+
+
+def waves(points: np.ndarray, rng, frequency: float, count: int = 10) -> np.ndarray:
+    """Smooth noise (V,) of about unit variance: random plane waves of roughly one wavelength, 2π / `frequency`."""
+    k = rng.standard_normal((count, 3))
+    k *= frequency * rng.uniform(0.6, 1.5, (count, 1)) / np.linalg.norm(k, axis=1, keepdims=True)
+    return np.cos(points @ k.T + rng.uniform(0, 2 * np.pi, count)).sum(axis=1) * np.sqrt(2 / count)
+
+
+def skin_albedo(shape: HeadShape, a: Attributes, stubble: np.ndarray | None = None) -> np.ndarray:
+    """Linear RGB (V, 3) of the skin's vertices; `stubble` (V,) is how much of the hair's colour shows through."""
+    rng, rest, masks = a.rng("skin"), shape.rest, shape.masks
+    x, pale = np.abs(rest[:, 0]), 1 - a.skin_tone
+    mirrored = np.stack([x, rest[:, 1], rest[:, 2]], axis=1)
+
+    def spot(centre, radius) -> np.ndarray:
+        return np.exp(-(((mirrored - centre) / radius) ** 2).sum(axis=1))
+
+    undertone = np.exp(rng.normal(0, [0.015, 0.03, 0.06]))
+    tone = LIGHTEST ** (1 - a.skin_tone) * DARKEST**a.skin_tone * undertone
+    old = np.clip((a.age - 40) / 40, 0, 1)
+    blotches = waves(rest, rng, 22) * 0.6 + waves(rest, rng, 60) * 0.4
+    fine = waves(rest, rng, 260, 14)
+    albedo = tone * (1 + (0.025 + 0.02 * old) * blotches + 0.015 * fine)[:, None]
+
+    flush = spot((0.15, 0.07, 0.36), (0.09, 0.08, 0.14)) * 0.8 + spot((0, 0.06, 0.54), (0.06, 0.06, 0.09)) * 0.8
+    flush += 0.9 * masks["ears"] + 0.4 * spot((0, -0.19, 0.42), (0.08, 0.05, 0.1)) + 0.25 * spot((0.11, 0.22, 0.42), 0.07)
+    flush = flush * (1 + 0.25 * blotches) * rng.uniform(0.6, 1.3) * (0.35 + 0.65 * pale)
+    albedo = albedo * np.exp(flush[:, None] * [0.02, -0.20, -0.17])
+    tired = spot((0.095, 0.155, 0.44), (0.055, 0.022, 0.08)) * rng.uniform(0.3, 0.8) * (0.7 + 0.6 * old)
+    albedo = albedo * np.exp(-tired[:, None] * [0.16, 0.25, 0.17])
+    if a.gender == "man":
+        shadow = np.maximum(masks["beard"], masks["moustache"]) * rng.uniform(0.05, 0.3) * (0.4 + 0.6 * pale)
+        albedo = albedo * (1 - shadow[:, None] * [0.75, 0.6, 0.42])
+    if a.freckles > 0:
+        albedo = _freckles(albedo, rest, masks, a.freckles, rng)
+    if old > 0:
+        albedo = _freckles(albedo, rest, masks, 0.25 * old, rng, size=0.011)
+    if stubble is not None:
+        hair = linear_hair(a)
+        albedo = albedo + stubble[:, None] * (0.6 * hair + 0.06 * tone - albedo)
+
+    lips = smoothstep(0.25, 0.75, masks["lips"])
+    natural = tone * (np.array([0.80, 0.45, 0.44]) * pale + np.array([0.98, 0.66, 0.68]) * (1 - pale))
+    natural = natural * np.exp(rng.normal(0, [0.05, 0.08, 0.08]))
+    painted = natural if a.lip_color == "natural" else linear(LIPS[a.lip_color])
+    mix = {"none": 0.0, "light": 0.55, "strong": 0.85}[a.makeup]
+    lip = natural + mix * (painted - natural)
+    lip = lip * (1 + 0.04 * waves(rest * [3, 0.3, 1], rng, 90))[:, None]
+    albedo = albedo + 0.9 * lips[:, None] * (lip - albedo)
+
+    rim = smoothstep(0.3, 0.9, masks["eyelids"])
+    albedo = albedo + 0.6 * rim[:, None] * (tone * [0.92, 0.62, 0.58] - albedo)
+    if a.makeup != "none":
+        strength = {"light": 0.35, "strong": 0.8}[a.makeup]
+        shade = np.array([[0.30, 0.16, 0.13], [0.12, 0.10, 0.12], [0.35, 0.15, 0.22], [0.12, 0.18, 0.22]])[rng.integers(4)]
+        lid = spot((0.115, 0.245, 0.41), (0.06, 0.022, 0.06))
+        albedo = albedo + (strength * 0.8 * lid)[:, None] * (shade * (0.4 + 0.6 * pale) - albedo)
+        blush = strength * 0.35 * spot((0.17, 0.08, 0.34), (0.07, 0.05, 0.12))
+        albedo = albedo * np.exp(blush[:, None] * [0.05, -0.45, -0.3])
+    inside = smoothstep(0.3, 0.9, masks["inside_mouth"]) * (1 - lips)
+    albedo = albedo + inside[:, None] * (np.array([0.16, 0.035, 0.03]) - albedo)
+    return np.clip(albedo, 0.003, 0.9)
+
+
+def linear_hair(a: Attributes) -> np.ndarray:
+    """Linear RGB of the person's hair."""
+    from minirodin.avatars.attributes import HAIR_COLORS
+
+    return linear(HAIR_COLORS[a.hair_color])
+
+
+def _freckles(albedo, rest, masks, amount, rng, size=0.0065) -> np.ndarray:
+    """Darker spots over nose and cheeks, fewer elsewhere on the face."""
+    face = np.flatnonzero((masks["face"] > 0.3) & (masks["lips"] < 0.2))
+    likely = np.exp(-(((rest[face] - [0, 0.1, 0.45]) / [0.17, 0.10, 0.2]) ** 2).sum(axis=1)) + 0.12
+    count = int(320 * amount)
+    spots = rest[rng.choice(face, count, p=likely / likely.sum())] + rng.normal(0, 0.004, (count, 3))
+    radius, depth = size * rng.uniform(0.6, 1.5, count), rng.uniform(0.25, 0.9, count) * min(1, 0.4 + amount)
+    distance, nearest = cKDTree(spots).query(rest[face])
+    dark = depth[nearest] * np.exp(-((distance / radius[nearest]) ** 2))
+    albedo = albedo.copy()
+    albedo[face] *= np.exp(-dark[:, None] * [0.45, 0.75, 0.95])
+    return albedo
+
+
+def eye_mesh(eye: Eye, colour: np.ndarray, rings: int = 20, sectors: int = 40) -> Mesh:
+    """An eyeball with a bulging cornea; the shader draws iris and pupil from the tangents."""
+    # Rings lie close where the iris is.
+    polar = np.pi * np.linspace(0, 1, rings) ** 1.6
+    turn = 2 * np.pi * np.arange(sectors) / sectors
+    local = np.stack(
+        [np.outer(np.sin(polar), np.cos(turn)), np.outer(np.sin(polar), np.sin(turn)), np.outer(np.cos(polar), np.ones(sectors))],
+        axis=-1,
+    ).reshape(-1, 3)  # (rings · sectors, 3) in the eye's own frame, +z along the gaze
+    side = np.cross([0, 1, 0], eye.gaze)
+    side /= np.linalg.norm(side)
+    frame = np.stack([side, np.cross(eye.gaze, side), eye.gaze])
+    bulge = 1 + 0.045 * smoothstep(0.62, 0.30, np.where(local[:, 2] > 0, np.linalg.norm(local[:, :2], axis=1), 9.0))
+    i, j = np.meshgrid(np.arange(rings - 1), np.arange(sectors), indexing="ij")
+    a, b = i * sectors + j, i * sectors + (j + 1) % sectors
+    quads = np.stack([a, a + sectors, b + sectors, b], axis=-1).reshape(-1, 4)
+    faces = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
+    vertices = eye.centre + eye.radius * (local * bulge[:, None]) @ frame
+    normals = local @ frame
+    return make_mesh(vertices, faces, colour, EYE, normals=normals, tangents=local)
+
+
+def face_meshes(shape: HeadShape, a: Attributes) -> list[Mesh]:
+    """Eyeballs, teeth and tongue."""
+    tint = linear(IRIS[a.eye_color]) * np.exp(a.rng("iris").normal(0, 0.12, 3))
+    meshes = [eye_mesh(eye, np.clip(tint, 0, 1)) for eye in shape.eyes]
+    ivory, red = linear((0.88, 0.85, 0.78)), np.array([0.35, 0.10, 0.10])
+    for name, (vertices, faces) in shape.parts.items():
+        meshes.append(make_mesh(vertices, faces, red if name == "tongue" else ivory, SKIN))
+    return meshes
