@@ -1,4 +1,4 @@
-"""Signed distance to a person's own skin on a grid: what hair, hats and glasses are pushed out of."""
+"""A person's own skin as hair, hats and glasses see it: signed distance on a grid, and the heights to lay out by."""
 
 from dataclasses import dataclass
 
@@ -39,11 +39,15 @@ class SkinField:
         normal = self.normals[nearest]
         return ((p - self.vertices[nearest]) * normal).sum(-1), normal
 
-    def push_out(self, p: np.ndarray, clearance) -> np.ndarray:
+    def push_out(self, p: np.ndarray, clearance: float) -> np.ndarray:
         """Points (..., 3) moved along the skin's normal until they are `clearance` above the skin, exactly."""
-        for _ in range(2):
-            d, normal = self.offset(p)
-            p = p + np.clip(clearance - d, 0, None)[..., None] * normal
+        low = self(p)[0] < clearance + 0.03  # the grid is good to this much
+        q = p[low]
+        for _ in range(3):
+            d, normal = self.offset(q)
+            q = q + np.clip(clearance - d, 0, None)[..., None] * normal
+        p = p.copy()
+        p[low] = q
         return p
 
 
@@ -71,3 +75,44 @@ def skin_field(vertices: np.ndarray, normals: np.ndarray, resolution: int = 64) 
     d = gaussian_filter(distance, 0.8)
     gradient = np.stack(np.gradient(d, cell), -1)
     return SkinField(np.concatenate([d[..., None], gradient], -1), tree, vertices, normals)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Heights (y) and the depth of the ears (z), world units, from one head's landmarks."""
+
+    eye: float
+    brow: float
+    chin: float
+    crown: float
+    ear_top: float
+    ear_z: float
+
+    @property
+    def size(self) -> float:
+        return self.crown - self.chin
+
+    def azimuth(self, p) -> np.ndarray:
+        """Angle (...) in radians about the vertical axis through the ears, 0 at the nose, pi at the nape."""
+        return np.arctan2(np.abs(p[..., 0]), p[..., 2] - self.ear_z)
+
+
+def head_frame(shape) -> Frame:
+    """The frame of a HeadShape."""
+    mark, brow = shape.landmarks, shape.masks["brow"]
+    ears = np.mean([mark[f"{side}_ear_{end}"] for side in ("left", "right") for end in ("top", "lobe")], axis=0)
+    return Frame(
+        eye=float(shape.eyes[0].centre[1] + shape.eyes[1].centre[1]) / 2,
+        brow=float((shape.vertices[:, 1] * brow).sum() / brow.sum()),
+        chin=float(mark["chin"][1]),
+        crown=float(mark["crown"][1]),
+        ear_top=float(mark["left_ear_top"][1]),
+        ear_z=float(ears[2]),
+    )
+
+
+def head_field(shape, clothing=()) -> SkinField:
+    """The field of a HeadShape and the meshes it wears, without the ears: hair covers them, hats press them down."""
+    keep = (shape.masks["ears"] < 0.3) & (shape.masks["inside_mouth"] < 0.3)
+    vertices = np.concatenate([shape.vertices[keep], *(m.vertices for m in clothing)])
+    return skin_field(vertices, np.concatenate([shape.normals[keep], *(m.normals for m in clothing)]))

@@ -9,17 +9,15 @@ from scipy.spatial import cKDTree
 from minirodin.avatars.field import SkinField, normalize
 
 
-def sample_roots(vertices, faces, density, count, rng) -> np.ndarray:
-    """`count` points (count, 3) spread evenly over a surface, in proportion to the vertices' density (V,)."""
-    corner = vertices[faces]  # (F, 3, 3)
+def sample_roots(shape, density, count, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Points spread evenly over a HeadShape's skin by a density (V,): faces (count,), barycentric (count, 3)."""
+    corner = shape.vertices[shape.faces]  # (F, 3, 3)
     area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=-1)
-    mass = np.cumsum(area * density[faces].mean(-1))
-    if count == 0 or mass[-1] <= 0:
-        return np.zeros((0, 3))
+    mass = np.cumsum(area * density[shape.faces].mean(-1))
     # Systematic sampling: one draw a stratum leaves neither gaps nor knots.
-    pick = np.searchsorted(mass, (np.arange(count) + rng.random(count)) * (mass[-1] / count))
-    weight = rng.dirichlet([1, 1, 1], count)  # (N, 3)
-    return (corner[pick] * weight[..., None]).sum(1)[rng.permutation(count)]
+    face = np.searchsorted(mass, (np.arange(count) + rng.random(count)) * (mass[-1] / count))
+    mixed = rng.permutation(count)  # later steps take the first so many as a fair sample
+    return np.minimum(face, len(mass) - 1)[mixed], rng.dirichlet([1, 1, 1], count)
 
 
 def grow(field: SkinField, roots, direction, length, steps, flow, lift, stiffness=0.55, stick=0.08) -> np.ndarray:
