@@ -3,6 +3,7 @@
 Heavy modules are imported inside the functions, so that `minirodin --help` answers at once.
 """
 
+import functools
 import json
 import os
 import sys
@@ -12,7 +13,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from minirodin.errors import DataError, MinirodinError
+from minirodin.config import PRESETS, Config
+from minirodin.config import preset as load_preset
+from minirodin.errors import MinirodinError, RenderError
 
 
 def avatars(out: Path, count: int = 8, views: int = 24, size: int = 256, seed: int = 0) -> None:
@@ -23,64 +26,161 @@ def avatars(out: Path, count: int = 8, views: int = 24, size: int = 256, seed: i
         count: number of subjects.
         views: images of each subject; frame 0 is the frontal portrait.
         size: width and height of an image in pixels.
-        seed: of the first subject, the others count up (below 1000000: training; then validation up to 2000000).
+        seed: of the first subject, the others count up (below 1000000 for training, then validation up to 2000000).
     """
     from minirodin.avatars.dataset import make_people
 
-    folders = make_people(count=count, views=views, size=size, seed=seed, out=out)
-    print(f"{len(folders)} subjects in {out}")
+    make_people(count=count, views=views, size=size, seed=seed, out=out)
+    print(f"{count} subjects in {out}")
 
 
-def fit(data: Positional[Path], out: Path, preset: str = "small", decoder: Path | None = None) -> None:
-    """Fit tri-planes to captures: learn a shared decoder first, or fit under a given one. Done subjects are kept.
+def fit(
+    data: Positional[Path],
+    out: Path,
+    config: Annotated[Config, tyro.conf.arg(name="")],
+    preset: str = "small",
+    decoder: Path | None = None,
+) -> None:
+    """Fit tri-planes to captures: learn a shared decoder with them, or fit under a given one. Finished ones are kept.
 
     Args:
         data: a capture (images + transforms.json) or a folder of captures.
-        out: folder of the results; the same command resumes an interrupted fit.
-        preset: smoke, small or full.
-        decoder: a fitted decoder (or avatar) whose domain the new planes must share; it is not changed.
+        out: folder of decoder.safetensors and planes-*.safetensors; the same command resumes an interrupted fit.
+        config: any setting of the preset.
+        preset: smoke, small or full: the settings below start from it.
+        decoder: decoder.safetensors of an earlier fit, whose domain the new planes must share; it is not changed.
     """
-    from minirodin.config import preset as load_preset
+    load_preset(preset)  # a misspelt one is told here, with the nearest name
     from minirodin.fitting import fit_subjects
 
-    fit_subjects(data, load_preset(preset), out, decoder=decoder)
-    print(f"avatars in {out}")
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else None
+    fitted = fit_subjects(data, config, out, decoder=decoder, device=device, rank=rank, world_size=world_size)
+    print(f"{len(fitted)} subjects in {out}; see one with: minirodin render {out / fitted.names[0]} --out view.png")
 
 
 def render(avatar: Positional[Path], out: Path, azimuth: float = 0.0, elevation: float = 0.0, size: int = 256) -> None:
-    """Draw one view of a fitted avatar as an RGBA PNG.
+    """Draw one view of an avatar as an RGBA PNG.
 
     Args:
-        avatar: avatar file (.safetensors).
+        avatar: avatar file, or FOLDER/NAME for a subject of a fitted folder.
         out: picture to write.
-        azimuth: degrees; 0 is the front, positive moves the camera towards the subject's left ear (+x).
+        azimuth: degrees; 0 is the front, positive moves the camera towards +x, the right of a frontal view.
         elevation: degrees above the horizon.
         size: width and height in pixels.
     """
+    from PIL import Image
+
     from minirodin.pipeline import Avatar
 
-    Avatar.load(avatar).render(azimuth, elevation, size).save(out)
+    image = Avatar.load(avatar).render(azimuth, elevation, size)
+    _save_picture(Image.fromarray((image * 255).round().byte().cpu().numpy()), out)
     print(out)
 
 
-COMMANDS = {"avatars": avatars, "fit": fit, "render": render}
+def demo(out: Path = Path("outputs/demo"), data: Path | None = None) -> None:
+    """Fit one person on this machine in a few minutes, and leave a turntable, a contact sheet and the avatar file.
+
+    Args:
+        out: folder of the three files.
+        data: a capture or folder of captures; default data_samples/people of the checkout.
+    """
+    from minirodin.demo import PEOPLE, run_demo
+
+    run_demo(out, data or PEOPLE)
+
+
+def evaluate(
+    avatars: Positional[Path],
+    data: Positional[Path],
+    out: Path | None = None,
+    limit: int | None = None,
+) -> None:
+    """Compare fitted subjects with their held-out views at every plane size: PSNR, SSIM, perceptual distance; JSON.
+
+    Args:
+        avatars: folder that `minirodin fit` wrote.
+        data: the captures it was given.
+        out: file for the numbers of every subject; the means are always printed.
+        limit: only the first so many subjects.
+    """
+    from minirodin.evaluation import evaluate as run
+    from minirodin.evaluation import write_json
+
+    results = run(avatars, data, limit=limit)
+    if out:
+        write_json(results, out)
+    print(json.dumps({key: value for key, value in results.items() if key != "per_subject"}, indent=1))
+
+
+def bench(what: Positional[Literal["fit", "render"]], preset: str = "small", out: Path | None = None) -> None:
+    """Measure this machine: rays and decoded samples a second, time to quality, peak memory; JSON.
+
+    Args:
+        what: fitting or rendering.
+        preset: smoke, small or full.
+        out: file for the numbers; they are always printed.
+    """
+    from minirodin import benchmark
+    from minirodin.evaluation import write_json
+
+    results = getattr(benchmark, f"bench_{what}")(load_preset(preset))
+    if out:
+        write_json(results, out)
+    print(json.dumps(results, indent=1))
+
+
+def doctor() -> None:
+    """Say what this machine has and what to do about what is missing."""
+    from minirodin.doctor import report
+
+    print(report())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a mistake in the input, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {f.__name__: f for f in (avatars, fit, render, demo, evaluate, bench, doctor)}
+    commands["fit"] = functools.partial(fit, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="minirodin", description=__doc__.splitlines()[0], args=argv)
+        tyro.extras.subcommand_cli_from_dict(commands, prog="minirodin", description=PITCH, args=argv)
         return 0
     except MinirodinError as error:
         return _fail(error)
     except BrokenPipeError:  # `minirodin … | head`: the reader has gone, there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}; nothing finished before is lost")
+    except OSError as error:  # disk full, permission denied
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where} (results written before are kept)")
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            return _fail("out of memory: choose a smaller preset, or lower --fit.group, --fit.rays or --size")
+        raise
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume where it stopped", file=sys.stderr)
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
+
+
+PITCH = "Rodin in plain PyTorch: sculpt 3D avatars with tri-plane diffusion. `minirodin doctor` looks at this machine."
+
+
+def _preset_in(argv: list[str]) -> str:
+    """The value of --preset, needed before parsing: it decides the defaults of every other setting of `fit`."""
+    for i, word in enumerate(argv):
+        if word == "--preset":
+            return "".join(argv[i + 1 : i + 2])
+        if word.startswith("--preset="):
+            return word.removeprefix("--preset=")
+    return "small"
+
+
+def _save_picture(image, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        image.save(out)
+    except ValueError:
+        raise RenderError(f"{out}: not a picture format that is known: end the name with .png") from None
 
 
 def _fail(message) -> int:
