@@ -6,6 +6,7 @@ step, so that the decoder never forgets the first ones. Stage two freezes it and
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -356,7 +357,8 @@ def fit_subjects(
 
 
 def _make_fitter(names: list[str], captures: dict, config: Config, device, shared: SharedDecoder | None) -> Fitter:
-    loaded = [c if isinstance(c, Capture) else load_capture(c) for c in (captures[n] for n in names)]
+    with ThreadPoolExecutor() as pool:  # decoding PNG releases the interpreter
+        loaded = list(pool.map(lambda c: c if isinstance(c, Capture) else load_capture(c), (captures[n] for n in names)))
     observations = Observations(loaded, config.render.grid, device)
     if shared is not None:
         return Fitter(names, observations, config, shared.decoder.to(device), False, shared.mean_planes)
