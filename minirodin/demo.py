@@ -24,7 +24,7 @@ def demo_config() -> Config:
         smoke,
         name="demo",
         triplane=replace(smoke.triplane, resolution=128, base_resolution=64, channels=8),
-        render=replace(smoke.render, grid=64, bins=96, samples=16, view_samples=48),
+        render=replace(smoke.render, grid=64, bins=96, samples=16, view_samples=32),
         fit=replace(smoke.fit, shared_steps=1000, rays=2048, resolutions=(128, 64), checkpoint_every=200),
     )
 
@@ -53,7 +53,7 @@ def run_demo(out: str | Path, data: str | Path = PEOPLE, config: Config | None =
     truth = torch.from_numpy(capture.images[views]).float() / 255  # (V, H, W, 4)
     drawn = {size: avatar.views(capture.cameras[views], size).cpu() for size in config.fit.resolutions}
     contact_sheet([*truth, *(image for images in drawn.values() for image in images)], len(views), files[1])
-    avatar.turntable(files[2], frames=36, size=256)
+    avatar.turntable(files[2], frames=32, size=min(256, capture.cameras.width))
 
     quality = psnr(to_rgb(drawn[config.fit.resolutions[0]][1:]), to_rgb(truth[1:])).mean()
     sizes = ", then ".join(f"planes at {size}²" for size in drawn)

@@ -1,0 +1,47 @@
+"""Shared by the tests: quiet, few threads, and one tiny fitted subject that costs a second or two a session."""
+
+import os
+from dataclasses import replace
+
+os.environ.setdefault("MINIRODIN_PROGRESS", "0")
+
+import pytest
+import torch
+from toys import ball_capture
+
+from minirodin.cameras import save_capture
+from minirodin.config import Config, preset
+from minirodin.fitting import fit_subjects
+
+torch.set_num_threads(2)
+
+
+def tiny_config(**fit) -> Config:
+    """`smoke`, smaller still: a few dozen steps of 16² planes."""
+    smoke = preset("smoke")
+    settings = {"shared_steps": 30, "steps": 10, "rays": 128, "resolutions": (16, 8), "checkpoint_every": 10, **fit}
+    return replace(
+        smoke,
+        name="tiny",
+        triplane=replace(smoke.triplane, resolution=16, base_resolution=8, channels=4),
+        decoder=replace(smoke.decoder, hidden=16),
+        render=replace(smoke.render, grid=8, bins=24, samples=8, view_samples=12),
+        fit=replace(smoke.fit, **settings),
+    )
+
+
+@pytest.fixture(scope="session")
+def captures(tmp_path_factory):
+    """A folder of two captures, `one` and `two`: 12 views of 24² pixels; not to be changed."""
+    folder = tmp_path_factory.mktemp("captures")
+    for seed, name in enumerate(("one", "two")):
+        save_capture(ball_capture(name, views=12, size=24, seed=seed), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted(captures, tmp_path_factory):
+    """The folder that `fit_subjects` made of `captures`; not to be changed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    fit_subjects(captures, tiny_config(), folder, device="cpu", show_progress=False)
+    return folder

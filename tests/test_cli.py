@@ -1,0 +1,139 @@
+"""The command line: quick to start, every command works end to end on tiny input, and exit codes mean something."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+from minirodin import cli, demo, doctor
+from minirodin.pipeline import Avatar
+
+
+def python(code: str) -> tuple[str, float]:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout, time.perf_counter() - start
+
+
+def test_import_is_quick_and_leaves_torch_alone():
+    out, seconds = python("import sys, minirodin, minirodin.cli; print('torch' in sys.modules)")
+    assert out.strip() == "False" and seconds < 3
+    out, _ = python("import minirodin; print(minirodin.Avatar.__name__, minirodin.preset('smoke').name)")
+    assert out.split() == ["Avatar", "smoke"]
+
+
+def test_every_exported_name_exists():
+    import minirodin
+
+    for name in minirodin.__all__:
+        assert getattr(minirodin, name)
+    with pytest.raises(AttributeError):
+        _ = minirodin.no_such_thing
+
+
+@pytest.mark.parametrize("command", ["", "avatars", "fit", "render", "demo", "evaluate", "bench", "doctor"])
+def test_help_of_every_command(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert f"usage: minirodin {command}".strip() in capsys.readouterr().out
+
+
+def test_module_runs_like_the_command():
+    command = [sys.executable, "-m", "minirodin", "render", "nowhere", "--out", "x.png"]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 2 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+
+def test_fit_render_evaluate(captures, tmp_path, capsys):
+    out = tmp_path / "fitted"
+    settings = [f"--fit.{k}={v}" for k, v in {"shared-steps": 30, "rays": 128, "checkpoint-every": 10}.items()]
+    settings += ["--render.grid", "8", "--triplane.resolution", "16", "--triplane.base-resolution", "8"]
+    settings += ["--fit.resolutions", "16", "8"]
+    assert cli.main(["fit", str(captures), "--preset", "smoke", "--out", str(out), *settings]) == 0
+    avatar = Avatar.load(out / "one")
+    assert avatar.planes.shape == (3, 8, 16, 16) and avatar.config.fit.shared_steps == 30  # smoke's channels, our size
+    assert avatar.config.fit.grid_every == 20  # what was not named is smoke's, not small's
+
+    picture = tmp_path / "pictures" / "view.png"
+    assert cli.main(["render", str(out / "two"), "--azimuth", "30", "--size", "20", "--out", str(picture)]) == 0
+    image = np.asarray(Image.open(picture))
+    assert image.shape == (20, 20, 4) and image[..., 3].max() > 0
+
+    capsys.readouterr()
+    numbers = tmp_path / "numbers.json"
+    assert cli.main(["evaluate", str(out), str(captures), "--out", str(numbers)]) == 0
+    printed, written = json.loads(capsys.readouterr().out), json.loads(numbers.read_text())
+    assert printed["mean"] == written["mean"] and set(written["per_subject"]) == {"one", "two"}
+    by_hand = np.mean([subject["16"]["psnr"] for subject in written["per_subject"].values()])
+    assert written["mean"]["16"]["psnr"] == pytest.approx(by_hand) and 5 < by_hand < 40
+    assert printed["perceptual"] in printed["mean"]["8"] and printed["views"] == 2
+
+
+def test_evaluation_sees_a_perfect_and_a_wrong_subject(captures, fitted, monkeypatch):
+    """Held-out pictures themselves score +inf dB, those of the other subject do not."""
+    import torch
+
+    from minirodin import evaluation
+    from minirodin.cameras import load_capture
+
+    def cheat(name):
+        capture = load_capture(captures / name)
+        pictures = torch.from_numpy(capture.images[capture.held_out()[1]]).float() / 255
+        monkeypatch.setattr(evaluation.Avatar, "views", lambda self, cameras, resolution: pictures)
+        return evaluation.evaluate(fitted, captures, show_progress=False)["per_subject"]
+
+    scores = cheat("one")
+    assert scores["one"]["16"]["psnr"] == float("inf") and scores["one"]["16"]["ssim"] == pytest.approx(1)
+    assert scores["two"]["16"]["psnr"] < 40
+
+
+def test_demo_leaves_its_three_files(captures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "demo_config", tiny_config)
+    assert cli.main(["demo", "--data", str(captures), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for name in ("avatar.safetensors", "contact_sheet.png", "turntable.mp4"):
+        assert (tmp_path / name).stat().st_size > 500 and str(tmp_path / name) in printed
+    assert "dB PSNR" in printed
+    sheet = Image.open(tmp_path / "contact_sheet.png")
+    assert sheet.size == (2 * 24 + 2, 3 * 24 + 4)  # the portrait and one held-out view; photographs, 16², 8²
+
+
+def test_bench_prints_json(monkeypatch, tmp_path, capsys):
+    benchmark = pytest.importorskip("minirodin.benchmark")
+    monkeypatch.setattr(benchmark, "bench_render", lambda config: {"preset": config.name, "rays_per_second": 1.0})
+    assert cli.main(["bench", "render", "--preset", "smoke", "--out", str(tmp_path / "b.json")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "b.json").read_text()) == {"preset": "smoke", "rays_per_second": 1.0}
+
+
+def test_doctor_reports_every_line_and_survives_a_broken_check(monkeypatch, capsys):
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 10 and all(line[:5] in ("[ok] ", "[--] ") and ": " in line for line in lines)
+
+    def broken():
+        raise OSError("no such\ndevice")
+
+    monkeypatch.setattr(doctor, "_memory", broken)
+    assert (False, "broken", "OSError: no such device") in doctor.diagnose()
+
+
+def test_doctor_names_the_packages_that_give_opengl(monkeypatch):
+    monkeypatch.setattr(doctor, "GL_PROBE", "raise SystemExit(1)")
+    (line,) = doctor._gl()
+    assert line[0] is False and "apt-get install" in line[2] and "libegl1" in line[2]
+
+
+def test_interrupt_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "report", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on where it stopped\n"
