@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags
 from scipy.spatial import cKDTree
 
 from minirodin.avatars.mesh import subdivide, triangulate, vertex_normals
@@ -73,7 +73,7 @@ class HeadShape:
         eyes: left, right.
         parts: "upper_teeth", "lower_teeth", "tongue" → (vertices, triangles).
         landmarks: name → (3,) point, or (K, 3) for "left_upper_lid" and the like (from the nose outwards).
-        loop: (K,) skin vertices around the bottom edge of the bust.
+        coarse: (V0, 3) the vertices that `surface.matrix` subdivides.
     """
 
     vertices: np.ndarray
@@ -83,7 +83,7 @@ class HeadShape:
     eyes: tuple[Eye, Eye]
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
     landmarks: dict[str, np.ndarray]
-    loop: np.ndarray
+    coarse: np.ndarray
 
     @property
     def rest(self) -> np.ndarray:
@@ -144,6 +144,11 @@ class HeadModel:
         self.parts = {n: triangulate(data["faces_" + n]) for n in ("upper_teeth", "lower_teeth", "tongue")}
         rest, self.count = data["rest"].astype(np.float64), self.ranges["cap"].stop
 
+        corners = data["faces"][data["faces"][:, 3] >= 0, :4].astype(np.int64)  # quads are enough to know neighbours
+        a, b = corners.ravel(), np.roll(corners, 1, axis=1).ravel()
+        touch = csr_matrix((np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), shape=(self.count, self.count))
+        self.neighbours = diags(1 / np.maximum(np.asarray(touch.sum(axis=1)).ravel(), 1)) @ touch  # mean of neighbours
+
         masks = dict(zip(meta["masks"], data["masks"] / 255.0, strict=True))
         polygons, matrix, self.surfaces = data["faces"].astype(np.int64), None, []
         for _ in range(2):
@@ -194,7 +199,7 @@ class HeadModel:
         marks |= {n: points[self.ranges[n]] for n in self.ranges if n.endswith("_lid")}
         eyes = tuple(_eye(points[self.ranges[side + "_eye"]], gaze) for side in ("left", "right"))
         normals = vertex_normals(vertices, surface.faces)
-        return HeadShape(vertices, surface.faces, normals, surface, eyes, parts, marks, self.loop)
+        return HeadShape(vertices, surface.faces, normals, surface, eyes, parts, marks, points[: self.count])
 
     def _add(self, points: np.ndarray, name: str, value: float):
         if name in self.offsets and value:

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minirodin.avatars.accessories import make_accessories
 from minirodin.avatars.attributes import Attributes, sample_attributes
+from minirodin.avatars.clothing import dress
+from minirodin.avatars.facial_hair import grow_facial_hair
+from minirodin.avatars.field import head_field
+from minirodin.avatars.hair import grow_hair
 from minirodin.avatars.head import EXPRESSIONS, HeadModel, HeadShape, load_head
 from minirodin.avatars.mesh import SKIN, Mesh, concatenate, make_mesh, quantised
 from minirodin.avatars.skin import face_meshes, skin_albedo
@@ -42,5 +47,10 @@ def build_person(who: Attributes | int, detail: int = 2) -> Person:
     """Build one person from attributes, or from the seed that attributes are drawn from; the same at every call."""
     a = sample_attributes(who) if isinstance(who, (int, np.integer)) else who
     shape = head_shape(a, detail=detail)
-    meshes = [make_mesh(shape.vertices, shape.faces, skin_albedo(shape, a), SKIN, normals=shape.normals), *face_meshes(shape, a)]
+    clothes, hidden = dress(shape, a)
+    bare = shape.faces[~hidden[shape.faces].all(axis=1)]
+    skin = make_mesh(shape.vertices, bare, skin_albedo(shape, a), SKIN, normals=shape.normals)
+    field = head_field(shape, clothes)
+    meshes = [skin, *face_meshes(shape, a), *clothes, *grow_hair(shape, field, a), *grow_facial_hair(shape, field, a)]
+    meshes += make_accessories(shape, field, a)
     return Person(quantised(concatenate(meshes)), a)

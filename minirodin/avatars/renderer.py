@@ -29,16 +29,16 @@ def _light() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ring = np.sqrt(1 - y**2)
     sky = np.stack([ring * np.sin(turn), y, ring * np.cos(turn)], axis=1)
     up = np.clip(sky[:, 1:2] * 0.5 + 0.5, 0, 1)
-    radiance = (1 - up) * [0.30, 0.27, 0.25] + up * [0.62, 0.66, 0.72]
+    radiance = (1 - up) * [0.34, 0.31, 0.29] + up * [0.68, 0.72, 0.78]
     rim = np.array([-0.75, 0.35, -0.55])
-    radiance = radiance + 0.45 * np.maximum(sky @ rim, 0)[:, None] ** 3 + 0.22 * np.maximum(sky[:, 2:], 0)
+    radiance = radiance + 0.45 * np.maximum(sky @ rim, 0)[:, None] ** 3 + 0.30 * np.maximum(sky[:, 2:], 0)
     radiance *= 4 / 40  # solid angle over π: a white wall under a sky of 1 reflects 1
     i = np.arange(24) + 0.5
     cosine, turn = 1 - i / 24 * (1 - math.cos(0.42)), golden * i
     side = np.cross(KEY, [0, 1, 0]) / np.linalg.norm(np.cross(KEY, [0, 1, 0]))
     sine = np.sqrt(1 - cosine**2)[:, None]
     key = cosine[:, None] * KEY + sine * (np.cos(turn)[:, None] * side + np.sin(turn)[:, None] * np.cross(side, KEY))
-    power = np.tile(np.array([0.66, 0.62, 0.57]) / 24, (24, 1))
+    power = np.tile(np.array([0.90, 0.85, 0.78]) / 24, (24, 1))
     share = np.r_[np.zeros(40), np.full(24, 1 / 24)]
     return np.concatenate([sky, key]), np.concatenate([radiance, power]), share
 

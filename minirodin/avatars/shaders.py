@@ -92,6 +92,19 @@ vec3 iris(vec3 q, vec3 tint, vec3 towards_light) {
     return q.z > 0.0 ? mix(colour, white, smoothstep(0.455, 0.515, r)) : white;
 }
 
+// Collar line, sleeve seam and pattern of a sheet of cloth: t = depth below the neckline, distance from the seam, style.
+vec3 weave(vec3 a, vec3 t) {
+    float style = floor(t.z + 0.001), line = exp(-pow((t.x - 0.043) / 0.004, 2.0));
+    if (t.x > 0.06) line = max(line, exp(-pow(t.y / 0.005, 2.0)));
+    if (style == 1.0 || style == 2.0) {
+        float period = mix(0.07, 0.14, fract(t.z));
+        float band = smoothstep(-0.15, 0.15, sin((t.x - 0.05) * 6.2831853 / period)) * step(0.05, t.x);
+        a = mix(a, style == 1.0 ? vec3(0.72, 0.71, 0.67) : a * 0.22, band);
+    } else if (style == 3.0) a *= t.x < 0.043 ? 0.35 : 1.0;
+    else if (style == 4.0) a *= 1.0 - 0.22 * (smoothstep(0.2, 0.5, sin(t.x * 80.0)) + smoothstep(0.2, 0.5, sin(t.y * 80.0)));
+    return a * (1.0 - 0.4 * line);
+}
+
 void main() {
     if (lenses != (M == 5)) discard;
     vec3 v = normalize(eye - P), n = normalize(N);
@@ -100,7 +113,7 @@ void main() {
     float fresnel = pow(1.0 - max(dot(n, v), 0.0), 4.0), alpha = 1.0;
     vec3 c;
     if (M == 0) {
-        c = A * L + S.x * (0.045 * lobe(n, h, 14.0) + 0.05 * lobe(n, h, 48.0)) + 0.10 * fresnel * S.y * S.y * sky(reflect(-v, n));
+        c = A * L + S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0)) + 0.07 * fresnel * S.y * S.y * sky(reflect(-v, n));
     } else if (M == 1) {
         c = iris(normalize(T), A, k) * L * 1.05 + S.y * 0.05 * sky(reflect(-v, n)) + mix(0.35, 1.0, S.x) * 0.85 * lobe(n, h, 220.0);
     } else if (M == 2) {
@@ -110,7 +123,7 @@ void main() {
         float lit = S.x * smoothstep(-0.2, 0.5, dot(n, k));
         c = A * L + lit * (0.09 * first + second * 0.45 * A) + 0.05 * S.y * S.y * fresnel;
     } else if (M == 3) {
-        c = A * L + 0.03 * fresnel * S.y * sky(n);
+        c = weave(A, T) * L + 0.03 * fresnel * S.y * sky(n);
     } else if (M == 4) {
         vec3 tint = mix(vec3(0.06), A, 0.55);
         c = A * L * 0.75 + tint * (S.y * 0.8 * sky(reflect(-v, n)) + S.x * 1.6 * lobe(n, h, 70.0)) + 0.15 * fresnel * S.y;

@@ -50,7 +50,7 @@ def skin_albedo(shape: HeadShape, a: Attributes, stubble: np.ndarray | None = No
     if a.freckles > 0:
         albedo = _freckles(albedo, rest, masks, a.freckles, rng)
     if old > 0:
-        albedo = _freckles(albedo, rest, masks, 0.25 * old, rng, size=0.011)
+        albedo = _freckles(albedo, rest, masks, 0.12 * old, rng, size=0.010, strength=0.35)
     if stubble is not None:
         hair = linear_hair(a)
         albedo = albedo + stubble[:, None] * (0.6 * hair + 0.06 * tone - albedo)
@@ -85,13 +85,13 @@ def linear_hair(a: Attributes) -> np.ndarray:
     return linear(HAIR_COLORS[a.hair_color])
 
 
-def _freckles(albedo, rest, masks, amount, rng, size=0.0065) -> np.ndarray:
+def _freckles(albedo, rest, masks, amount, rng, size=0.0052, strength=1.0) -> np.ndarray:
     """Darker spots over nose and cheeks, fewer elsewhere on the face."""
     face = np.flatnonzero((masks["face"] > 0.3) & (masks["lips"] < 0.2))
-    likely = np.exp(-(((rest[face] - [0, 0.1, 0.45]) / [0.17, 0.10, 0.2]) ** 2).sum(axis=1)) + 0.12
-    count = int(320 * amount)
+    likely = np.exp(-(((rest[face] - [0, 0.1, 0.45]) / [0.17, 0.10, 0.2]) ** 2).sum(axis=1)) + 0.05
+    count = int(500 * amount)
     spots = rest[rng.choice(face, count, p=likely / likely.sum())] + rng.normal(0, 0.004, (count, 3))
-    radius, depth = size * rng.uniform(0.6, 1.5, count), rng.uniform(0.25, 0.9, count) * min(1, 0.4 + amount)
+    radius, depth = size * rng.uniform(0.6, 1.5, count), rng.uniform(0.2, 0.8, count) * strength
     distance, nearest = cKDTree(spots).query(rest[face])
     dark = depth[nearest] * np.exp(-((distance / radius[nearest]) ** 2))
     albedo = albedo.copy()
