@@ -3,7 +3,7 @@
 import numpy as np
 
 from minirodin.avatars import hairstyles
-from minirodin.avatars.accessories import HAT_CLEARANCE, glasses_arms, hat_rim
+from minirodin.avatars.accessories import HAT_CLEARANCE, glasses_paths, hat_rim
 from minirodin.avatars.attributes import HAIR_COLORS, Attributes, linear
 from minirodin.avatars.field import Frame, SkinField, head_frame, normalize
 from minirodin.avatars.head import smoothstep
@@ -70,7 +70,7 @@ def _strands(bundle: hairstyles.Bundle, shape, field, frame, a, rng) -> Mesh:
     if a.hat != "none":
         points = under_hat(points, field, frame)
     if a.glasses != "none":
-        points = off_arms(points, glasses_arms(shape, frame))
+        points = off_arms(points, glasses_paths(shape, field, a)[2])
     points[:, 1:] = field.push_out(points[:, 1:], 0.003)
     points = resample(points, cut(points, _room(points, frame, bundle.fringe)))
     normals = field(points)[1] if bundle.normals is None else bundle.normals
@@ -102,8 +102,9 @@ def under_hat(p, field: SkinField, frame: Frame) -> np.ndarray:
 
 
 def off_arms(p, arms: np.ndarray, clearance: float = 0.022) -> np.ndarray:
-    """Points (..., 3) pushed away from the segments (K, 2, 3) of a pair of glasses."""
-    for start, end in arms:
+    """Points (..., 3) pushed away from the temple arms (2, L, 3) of a pair of glasses."""
+    segments = [(arm[i], arm[j]) for arm in arms for i, j in ((0, 7), (7, 13), (13, -1))]
+    for start, end in segments:
         along = end - start
         u = np.clip((p - start) @ along / (along @ along), 0, 1)
         away = p - (start + u[..., None] * along)
