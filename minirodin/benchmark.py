@@ -53,8 +53,10 @@ class _Clock:
             torch.cuda.synchronize()
 
 
-def bench_fit(data: Path, config: Config, decoder: Path | None = None, plain_steps: int = 30, show: bool = True) -> dict:
-    """Fit a group of subjects and report rates, seconds to 25, 28 and 30 dB of held-out PSNR, and peak memory.
+def bench_fit(
+    data: Path, config: Config, decoder: Path | None = None, plain_steps: int = 30, show: bool = True
+) -> dict:
+    """Fit a group of subjects; report rates, seconds to 25, 28 and 30 dB of held-out PSNR, and peak memory.
 
     With a decoder this is stage two, what every subject after the first few hundred costs. Compilation is reported
     apart: it is paid once a process. The plain path (no Triton, no compilation) is timed on the same group in the same

@@ -44,7 +44,8 @@ class Cameras:
 
     def __getitem__(self, index) -> "Cameras":
         """The cameras of an index, slice or list, always as `Cameras`."""
-        index = [index] if isinstance(index, int) else index
+        if not isinstance(index, (slice, list)) and np.ndim(index) == 0:
+            index = [int(index)]
         return replace(self, camera_to_world=self.camera_to_world[index], intrinsics=self.intrinsics[index])
 
     def resized(self, width: int, height: int) -> "Cameras":
@@ -189,12 +190,12 @@ def load_capture(folder: str | Path, scale: float | None = None, offset: tuple |
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: a capture is a folder of images with a transforms.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not text, not JSON, or numbers without end
         raise DataError(f"{path} is not readable JSON: {error}") from None
     frames = meta.get("frames") if isinstance(meta, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(f, dict) for f in frames):
         raise DataError(f'{path} has no "frames" list: expected [{{"file_path": …, "transform_matrix": …}}, …]')
-    if any(meta.get(key) for key in ("k1", "k2", "k3", "k4", "p1", "p2")):
+    if any(part.get(key) for part in (meta, *frames) for key in ("k1", "k2", "k3", "k4", "p1", "p2")):
         raise DataError(f"{path} has lens distortion (k1 … p2): undistort the images first")
 
     loaded = [_read_image(folder, frame, i) for i, frame in enumerate(frames)]
@@ -241,23 +242,31 @@ def save_capture(capture: Capture, folder: str | Path) -> Path:
     try:
         frames = []
         for i, image in enumerate(capture.images):
+            image = image if capture.has_alpha else np.ascontiguousarray(image[..., :3])
             Image.fromarray(image).save(scratch / f"{i:03d}.png", compress_level=6)
             matrix = capture.cameras.camera_to_world[i].tolist()
             frames.append({"file_path": f"{i:03d}.png", "transform_matrix": matrix})
-        fx, fy, cx, cy = capture.cameras.intrinsics[0].tolist()
+        keys = ("fl_x", "fl_y", "cx", "cy")
+        intrinsics = [dict(zip(keys, values, strict=True)) for values in capture.cameras.intrinsics.tolist()]
+        shared = all(values == intrinsics[0] for values in intrinsics)
+        if not shared:
+            frames = [frame | values for frame, values in zip(frames, intrinsics, strict=True)]
         meta = {
-            "camera_angle_x": 2 * math.atan(capture.cameras.width / (2 * fx)),
-            **{"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "w": capture.cameras.width, "h": capture.cameras.height},
+            "camera_angle_x": 2 * math.atan(capture.cameras.width / (2 * intrinsics[0]["fl_x"])),
+            **(intrinsics[0] if shared else {}),
+            **{"w": capture.cameras.width, "h": capture.cameras.height},
+            **({} if capture.has_alpha else {"background": capture.background}),
             "caption": capture.caption,
             "attributes": capture.attributes,
             "frames": frames,
         }
         (scratch / "transforms.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         os.chmod(scratch, 0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # a rename is the only moment at which the old one is not there
+            os.replace(folder, scratch.with_name(scratch.name + ".old"))
         os.replace(scratch, folder)
     finally:
+        shutil.rmtree(scratch.with_name(scratch.name + ".old"), ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
@@ -294,7 +303,7 @@ def _numbers(value, shape: tuple, what: str) -> np.ndarray:
     """`value` as finite float64 numbers of this shape, or a DataError."""
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{what} is not numeric: {str(value)[:60]}") from None
     if array.shape != shape:
         raise DataError(f"{what} has shape {array.shape}, expected {shape}")

@@ -146,6 +146,8 @@ def _build(kind, values, where: str):
     fields = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - fields):
         raise ConfigError(f"{where} has the unknown field {unknown[0]!r}: it was made by another version of minirodin")
+    if missing := sorted(fields - set(values)):
+        raise ConfigError(f"{where} lacks the field {missing[0]!r}: it was made by another version of minirodin")
     built = {}
     for name, value in values.items():
         hint = hints[name]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from minirodin.cameras import Capture, find_captures, load_capture
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
-from minirodin.errors import CheckpointError, DataError, MinirodinError
+from minirodin.errors import CheckpointError, ConfigError, DataError, MinirodinError
 from minirodin.observations import Observations, RayBatch
 from minirodin.progress import progress
 from minirodin.render import Occupancy, distortion_loss, occupancy_from_planes, render_rays
-from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save, read_tensors
+from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save, fingerprint, read_tensors
 from minirodin.triplane import plane_statistics, resize_planes, sample_planes, total_variation
 
 
@@ -173,7 +173,7 @@ class Fitter:
         turn = self.step // len(self.groups)
         group = self.groups[self.step % len(self.groups)]
         device = self.observations.pixels.device
-        if turn and turn % fit.grid_every == 0:
+        if turn % fit.grid_every == 0 and self.step >= fit.coarse_fraction * self.total_steps:
             self._refresh(group)
 
         scale = max(0.05, 0.5 * (1 + math.cos(math.pi * self.step / self.total_steps)))
@@ -225,8 +225,8 @@ class Fitter:
                 state[f"occupancy.{i}.{key}"] = getattr(group.occupancy, key)
             for key, value in group.planes.state_dict().items():
                 state[f"planes.{i}.{key}"] = value
-        for key, value in self.decoder.state_dict().items():
-            state[f"decoder.{key}"] = value
+        if self.decoder_optimiser is not None:
+            state |= {f"decoder.{key}": value for key, value in self.decoder.state_dict().items()}
         for i, optimiser in enumerate(self.optimisers):
             for p, values in optimiser.state_dict()["state"].items():
                 for key, value in values.items():
@@ -244,14 +244,15 @@ class Fitter:
                 for key, parameter in group.planes.named_parameters():
                     parameter.copy_(state[f"planes.{i}.{key}"])
                 group.occupancy = Occupancy(*(state[f"occupancy.{i}.{k}"].to(device) for k in ("density", "occupied")))
-        self.decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
+        if self.decoder_optimiser is not None:
+            self.decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
         for i, optimiser in enumerate(self.optimisers):
-            values = optimiser.state_dict()
+            values, prefix = optimiser.state_dict(), f"optimiser.{i}."
             values["state"] = {}
             for key, value in state.items():
-                kind, index, *rest = key.split(".")
-                if kind == "optimiser" and int(index) == i:
-                    values["state"].setdefault(int(rest[0]), {})[rest[1]] = value
+                if key.startswith(prefix):
+                    parameter, name = key.removeprefix(prefix).split(".")
+                    values["state"].setdefault(int(parameter), {})[name] = value
             optimiser.load_state_dict(values)
 
     def run(self, checkpoint: Path, show: bool = True) -> None:
@@ -262,7 +263,8 @@ class Fitter:
             CheckpointError: the checkpoint is damaged, or belongs to other subjects or settings.
         """
         every = self.config.fit.checkpoint_every
-        run = json.dumps([[g.names for g in self.groups], self.config.to_dict()])
+        frozen = None if self.decoder_optimiser is not None else fingerprint(self.decoder)
+        run = json.dumps([[g.names for g in self.groups], self.config.to_dict(), frozen])
         if checkpoint.exists():
             state, metadata = read_tensors(checkpoint, "fit in progress")
             if metadata.get("run") != run:
@@ -319,46 +321,58 @@ def fit_subjects(
     by_name = {c.name if isinstance(c, Capture) else c.resolve().name: c for c in captures}
     if len(by_name) < len(captures):
         raise DataError("two captures have the same name: subjects are told apart by their folder's name")
+    names = list(by_name)
     out.mkdir(parents=True, exist_ok=True)
     done = FittedPlanes(out)
     if decoder is None and done.has_decoder:
         decoder = done.decoder
     shared = SharedDecoder.load(decoder) if isinstance(decoder, (str, Path)) else decoder
-    resume = out / f".resume-{rank}.safetensors"
 
     if shared is None:
-        todo = list(by_name)
-        fitter = _make_fitter(todo, by_name, config, device, None)
-        fitter.run(resume, show=show_progress)
+        if world_size > 1:
+            raise ConfigError("the shared decoder is learned in one process: fit with --decoder on several")
+        resume = out / ".resume-shared.safetensors"
+        fitter = _make_fitter(names, by_name, config, device, None)
+        fitter.run(resume, show_progress)
         planes = fitter.planes()
-        base = torch.stack([resize_planes(p, config.triplane.base_resolution) for p in planes.values()])
-        mean, std = plane_statistics(base)
-        shared = SharedDecoder(fitter.decoder.cpu(), config, base.mean(0).cpu(), mean.cpu(), std.cpu())
+        base = torch.stack([resize_planes(p, config.triplane.base_resolution) for p in planes.values()]).cpu()
+        shared = SharedDecoder(fitter.decoder.cpu(), config, base.mean(0), *plane_statistics(base))
         for group in fitter.groups:
             done.write_shard({name: planes[name] for name in group.names}, shared)
         shared.save(out / "decoder.safetensors")
-    else:
-        if config.triplane.channels != shared.config.triplane.channels:
-            raise CheckpointError(
-                f"the decoder reads {shared.config.triplane.channels} channels, but preset {config.name!r} has "
-                f"{config.triplane.channels}: use the preset the decoder was learned with ({shared.config.name!r})"
-            )
-        if not done.has_decoder:
-            shared.save(out / "decoder.safetensors")
-        names = [n for n in by_name if n not in done]
-        groups = [names[i : i + config.fit.group] for i in range(0, len(names), config.fit.group)]
-        for todo in groups[rank::world_size]:
+        resume.unlink(missing_ok=True)
+        return done
+
+    _check_same_domain(shared, config, done)
+    if not done.has_decoder:
+        shared.save(out / "decoder.safetensors")
+    # The partition depends on the data alone, so that ranks and restarts agree on it.
+    groups = [names[i : i + config.fit.group] for i in range(0, len(names), config.fit.group)]
+    for group in groups[rank::world_size]:
+        todo = [name for name in group if name not in done]
+        if todo:
+            resume = out / f".resume-{todo[0]}.safetensors"
             fitter = _make_fitter(todo, by_name, config, device, shared)
-            fitter.run(resume, show=show_progress)
+            fitter.run(resume, show_progress)
             done.write_shard(fitter.planes(), shared)
             resume.unlink(missing_ok=True)
-    resume.unlink(missing_ok=True)
     return FittedPlanes(out)
+
+
+def _check_same_domain(shared: SharedDecoder, config: Config, done: FittedPlanes) -> None:
+    """Planes mean something only to the decoder they were fitted to (E5a)."""
+    wanted, given = shared.config.triplane.channels, config.triplane.channels
+    if wanted != given:
+        other = f"preset {config.name!r} has {given}: use {shared.config.name!r}"
+        raise CheckpointError(f"the decoder reads {wanted} channels, {other}")
+    if done.has_decoder and fingerprint(done.decoder.decoder) != fingerprint(shared.decoder):
+        raise CheckpointError(f"{done.folder} holds planes of another decoder: choose another folder")
 
 
 def _make_fitter(names: list[str], captures: dict, config: Config, device, shared: SharedDecoder | None) -> Fitter:
     with ThreadPoolExecutor() as pool:  # decoding PNG releases the interpreter
-        loaded = list(pool.map(lambda c: c if isinstance(c, Capture) else load_capture(c), (captures[n] for n in names)))
+        given = (captures[name] for name in names)
+        loaded = list(pool.map(lambda c: c if isinstance(c, Capture) else load_capture(c), given))
     observations = Observations(loaded, config.render.grid, device)
     if shared is not None:
         return Fitter(names, observations, config, shared.decoder.to(device), False, shared.mean_planes)

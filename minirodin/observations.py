@@ -71,7 +71,8 @@ class Observations:
             x = intrinsics[2] + intrinsics[0] * local[:, 0] / depth
             y = intrinsics[3] - intrinsics[1] * local[:, 1] / depth
             # Half a cell's diagonal in pixels at the middle of the box, and one pixel for the mask's own edge.
-            radius = int(1.8 / grid * float(intrinsics[0] / matrix[:3, 3].norm())) + 1
+            distance = matrix[:3, 3].norm().clamp(min=0.5)
+            radius = int(1.8 / grid * float(intrinsics[0] / distance)) + 1
             wide[v] = F.max_pool2d(mask[v][None].float(), 2 * radius + 1, 1, radius)[0] > 0
             inside = (depth > 0) & (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
             column, row = x.long().clamp(0, self.width - 1), y.long().clamp(0, self.height - 1)

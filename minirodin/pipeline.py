@@ -1,5 +1,6 @@
 """What a user imports: an `Avatar` is planes + decoder + config, in one file, that can be rendered from anywhere."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch import Tensor
 from minirodin.cameras import Cameras, orbit_cameras
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
-from minirodin.errors import CheckpointError, RenderError
+from minirodin.errors import RenderError
 from minirodin.render import Occupancy, occupancy_from_planes, render_views
-from minirodin.shards import FittedPlanes, atomic_save, build_decoder, config_from, read_tensors
+from minirodin.shards import FittedPlanes, atomic_save, build_decoder, checked_planes, config_from, read_tensors
 from minirodin.triplane import resize_planes
 
 
@@ -45,12 +46,7 @@ class Avatar:
             return cls(fitted.planes(path.name), shared.decoder, shared.config)
         tensors, metadata = read_tensors(path, "avatar")
         config = config_from(metadata, path)
-        planes = tensors.pop("planes", torch.empty(0)).float()
-        if planes.dim() != 4 or planes.shape[:2] != (3, config.triplane.channels) or planes.shape[2] != planes.shape[3]:
-            wanted = f"(3, {config.triplane.channels}, R, R)"
-            raise CheckpointError(f"{path}: planes have shape {tuple(planes.shape)}, expected {wanted}")
-        if not planes.isfinite().all():
-            raise CheckpointError(f"{path}: planes hold NaN or infinite values")
+        planes = checked_planes(tensors.pop("planes", torch.empty(0)), config, path)
         weights = {key.removeprefix("decoder."): value for key, value in tensors.items()}
         return cls(planes, build_decoder(config, weights, path), config)
 
@@ -62,7 +58,7 @@ class Avatar:
 
     def to(self, device: str | torch.device) -> "Avatar":
         """The same avatar on another device."""
-        return Avatar(self.planes.to(device), self.decoder.to(device), self.config)
+        return Avatar(self.planes.to(device), copy.deepcopy(self.decoder).to(device), self.config)
 
     def views(self, cameras: Cameras, resolution: int | None = None) -> Tensor:
         """Pictures from any cameras: (V, H, W, 4) float32 RGBA in [0, 1], straight alpha.

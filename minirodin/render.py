@@ -56,7 +56,10 @@ def cell_centres(grid: int, device) -> Tensor:
 def occupancy_from_planes(
     planes: Tensor, decoder: TriplaneDecoder, grid: int, within: Tensor | None = None, threshold: float = 2.0
 ) -> Occupancy:
-    """Query the density at eight points of every cell; occupied where any exceeds `threshold`, and one cell around.
+    """Query the density at eight points of every cell; occupied where any exceeds a threshold, and one cell around.
+
+    The threshold is `threshold`, or the mean over the cells looked at while everything is still thinner than that: a
+    subject that has hardly begun keeps its cells.
 
     Args:
         planes: (B, 3, C, R, R).
@@ -77,7 +80,9 @@ def occupancy_from_planes(
             density = decoder.density(sample_planes(subject[None], points)).view(-1, 8)
             lowest[b, part], highest[b, part] = density.amin(1), density.amax(1)
     shape = (len(planes), 1, grid, grid, grid)
-    wide = F.max_pool3d((highest > threshold).float().view(shape), 3, stride=1, padding=1)[:, 0] > 0
+    looked_at = grid**3 if within is None else within.flatten(1).sum(1)
+    limit = (highest.sum(1) / looked_at).clamp(max=threshold)[:, None]
+    wide = F.max_pool3d((highest >= limit).float().view(shape), 3, stride=1, padding=1)[:, 0] > 0
     return Occupancy(lowest.view(shape)[:, 0], wide if within is None else wide & within)
 
 

@@ -64,8 +64,28 @@ def build_decoder(config: Config, weights: dict[str, Tensor], path: Path) -> Tri
     if wanted != given:
         key = next(k for k in {**wanted, **given} if wanted.get(k) != given.get(k))
         raise CheckpointError(f"{path}: decoder weight {key} has shape {given.get(key)}, expected {wanted.get(key)}")
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise CheckpointError(f"{path}: the decoder's weights hold NaN or infinite values")
     decoder.load_state_dict({key: value.float() for key, value in weights.items()})
     return decoder.eval().requires_grad_(False)
+
+
+def fingerprint(decoder: TriplaneDecoder) -> str:
+    """SHA-256 of the weights: planes are only meaningful with the decoder that they were fitted to."""
+    digest = hashlib.sha256()
+    for key, value in sorted(decoder.state_dict().items()):
+        digest.update(key.encode() + value.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def checked_planes(planes: Tensor, config: Config, path: Path) -> Tensor:
+    """The planes as float32 when they are finite and of shape (3, C, R, R)."""
+    channels = config.triplane.channels
+    if planes.dim() != 4 or planes.shape[:2] != (3, channels) or planes.shape[2] != planes.shape[3]:
+        raise CheckpointError(f"{path}: planes have shape {tuple(planes.shape)}, expected (3, {channels}, R, R)")
+    if not planes.isfinite().all():
+        raise CheckpointError(f"{path}: planes hold NaN or infinite values")
+    return planes.float()
 
 
 class SharedDecoder:
@@ -81,13 +101,6 @@ class SharedDecoder:
     def __init__(self, decoder: TriplaneDecoder, config: Config, mean_planes: Tensor, mean: Tensor, std: Tensor):
         self.decoder = decoder.eval().requires_grad_(False)
         self.config, self.mean_planes, self.mean, self.std = config, mean_planes, mean, std
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights: planes are only meaningful with the decoder that they were fitted to."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.decoder.state_dict().items()):
-            digest.update(key.encode() + value.cpu().float().numpy().tobytes())
-        return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         tensors = {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
@@ -151,13 +164,15 @@ class FittedPlanes:
         if name not in self._shard_of:
             some = ", ".join(self.names[:5]) or "none"
             raise CheckpointError(f"{self.folder} holds no subject {name!r}; it has {some} …")
-        with safe_open(self._shard_of[name], "pt") as file:
-            return file.get_tensor(name).float()
+        path = self._shard_of[name]
+        with safe_open(path, "pt") as file:
+            return checked_planes(file.get_tensor(name), config_from(file.metadata() or {}, path), path)
 
     def write_shard(self, planes: dict[str, Tensor], shared: SharedDecoder) -> Path:
         """Add subjects as one shard, named after its first subject so that ranks never collide."""
         path = self.folder / f"planes-{next(iter(planes))}.safetensors"
-        metadata = {"kind": "planes", "config": json.dumps(shared.config.to_dict()), "decoder": shared.fingerprint()}
+        config = json.dumps(shared.config.to_dict())
+        metadata = {"kind": "planes", "config": config, "decoder": fingerprint(shared.decoder)}
         atomic_save({name: p.half() for name, p in planes.items()}, path, metadata)
         self._shard_of |= dict.fromkeys(planes, path)
         return path

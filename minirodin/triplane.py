@@ -53,7 +53,7 @@ def resize_planes(planes: Tensor, resolution: int) -> Tensor:
     size = planes.shape[-1]
     if resolution == size:
         return planes
-    maps = planes.flatten(0, -4) if planes.dim() > 4 else planes
+    maps = planes.flatten(0, -4) if planes.dim() > 3 else planes[None]
     if resolution < size:
         maps = F.adaptive_avg_pool2d(maps, resolution)
     else:
