@@ -35,10 +35,13 @@ def dress(shape: HeadShape, a: Attributes) -> tuple[list[Mesh], np.ndarray]:
 
 
 def collar_line(rest: np.ndarray, lower: float = 0.0) -> np.ndarray:
-    """Depth (V,) of points of the average head outside a crew neckline: an ellipse around the neck, seen from above."""
-    z = rest[:, 2] + 0.065
-    across = np.hypot(rest[:, 0] / 0.215, z / np.where(z > 0, 0.215 + lower, 0.205))
-    return np.minimum(0.21 * (across - 1), 2 * (-0.33 - rest[:, 1]))
+    """Depth (V,) of points of the average head below a crew neckline: half an ellipse from the front, shallow behind."""
+    x, y, z = rest.T
+    below = np.minimum(y + 0.30, 0)
+    wide, deep = 0.25 + 0.4 * lower, 0.055 + (0.175 + lower) * smoothstep(-0.15, 0.12, z)
+    h = np.hypot(x / wide, below / deep)
+    slope = np.hypot(x / wide**2, below / deep**2) / np.maximum(h, 1e-6)
+    return np.minimum((h - 1) / np.maximum(slope, 1.0), 3 * (-0.285 - y))
 
 
 def _sheet(shape: HeadShape, depth: np.ndarray, rng, thick: float) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +211,7 @@ def _buttons(cloth: Mesh, open_front: float, colour: np.ndarray) -> list[Mesh]:
         side /= np.linalg.norm(side)
         up = np.cross(normal, side)
         circle = np.cos(turn)[:, None] * side + np.sin(turn)[:, None] * up
-        rows = np.stack([centre + r * circle + h * normal for r, h in ((0.0135, 0), (0.0135, 0.006), (0.011, 0.008), (0.0, 0.006))])
+        rows = np.stack([centre + r * circle + h * normal for r, h in ((0.0, 0.006), (0.011, 0.008), (0.0135, 0.006), (0.0135, 0))])
         meshes.append(loft(rows, ivory, GLOSSY, closed=True))
     strip = np.linspace(y[0] + 0.05, -0.93, 24) if len(y) else np.zeros(0)
     for x in (-0.032, 0.034):  # the placket's two edges, as narrow raised seams
@@ -216,7 +219,7 @@ def _buttons(cloth: Mesh, open_front: float, colour: np.ndarray) -> list[Mesh]:
         _, nearest = cKDTree(cloth.vertices[:, :2] + 9.0 * (cloth.vertices[:, 2:] < 0)).query(line[:, :2])
         line[:, 2] = cloth.vertices[nearest, 2]
         line[:, 2] = np.convolve(np.pad(line[:, 2], 2, mode="edge"), np.ones(5) / 5, mode="valid") + 0.003
-        rows = np.stack([line + [-0.004, 0, -0.004], line + [0, 0, 0.004], line + [0.004, 0, -0.004]])
+        rows = np.stack([line + [x, 0, z] for x, z in ((0.004, -0.004), (0, 0.004), (-0.004, -0.004))])
         meshes.append(loft(rows, np.clip(0.8 * colour, 0, 0.9)))
     return meshes
 

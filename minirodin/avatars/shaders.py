@@ -98,10 +98,10 @@ vec3 weave(vec3 a, vec3 t) {
     if (t.x > 0.06) line = max(line, exp(-pow(t.y / 0.005, 2.0)));
     if (style == 1.0 || style == 2.0) {
         float period = mix(0.07, 0.14, fract(t.z));
-        float band = smoothstep(-0.15, 0.15, sin((t.x - 0.05) * 6.2831853 / period)) * step(0.05, t.x);
+        float band = smoothstep(-0.15, 0.15, sin(P.y * 6.2831853 / period)) * step(0.05, t.x);
         a = mix(a, style == 1.0 ? vec3(0.72, 0.71, 0.67) : a * 0.22, band);
     } else if (style == 3.0) a *= t.x < 0.043 ? 0.35 : 1.0;
-    else if (style == 4.0) a *= 1.0 - 0.22 * (smoothstep(0.2, 0.5, sin(t.x * 80.0)) + smoothstep(0.2, 0.5, sin(t.y * 80.0)));
+    else if (style == 4.0) a *= 1.0 - 0.22 * (smoothstep(0.2, 0.5, sin(P.y * 80.0)) + smoothstep(0.2, 0.5, sin(t.y * 80.0)));
     return a * (1.0 - 0.4 * line);
 }
 
