@@ -31,7 +31,8 @@ FRONT = look_at((0, 0, 3.5))
 def odd_cameras(n=4) -> Cameras:
     """Cameras with nothing symmetric about them: no square pixels, no square image, no centred axis."""
     rng = np.random.default_rng(3)
-    poses = torch.stack([look_at(rng.normal(size=3) * 2, rng.normal(size=3) * 0.2, rng.normal(size=3)) for _ in range(n)])
+    eyes, targets, ups = rng.normal(size=(3, n, 3)) * [[[2]], [[0.2]], [[1]]]
+    poses = torch.stack([look_at(*three) for three in zip(eyes, targets, ups, strict=True)])
     intrinsics = torch.tensor([[30.0, 41.0, 9.5, 17.25]], dtype=torch.float64).repeat(n, 1)
     return Cameras(poses, intrinsics + torch.arange(n)[:, None], 23, 31)
 
@@ -50,6 +51,10 @@ def grey(width=8, height=8, value=128, channels=3) -> np.ndarray:
 def one_frame(**meta) -> dict:
     frame = {"file_path": "a.png", "transform_matrix": FRONT.tolist()}
     return {"camera_angle_x": 0.6, "frames": [frame], **meta}
+
+
+def framed(**frame) -> dict:
+    return one_frame(frames=[{"file_path": "a.png", "transform_matrix": FRONT.tolist(), **frame}])
 
 
 # -- rays, projection, orbits -------------------------------------------------------------------------------------
@@ -239,9 +244,12 @@ def test_intrinsics_of_a_frame_go_before_those_of_all(tmp_path):
     assert load_capture(tmp_path).cameras.intrinsics.tolist() == [[30, 30, 5, 4], [50, 50, 5, 3]]
 
 
-@pytest.mark.parametrize("name, listed", [("r_0.png", "./r_0"), ("a.b.png", "a.b"), ("x.jpg", "x.jpg"), ("y.PNG", "y.PNG")])
+NAMES = [("r_0.png", "./r_0"), ("a.b.png", "a.b"), ("x.jpg", "x.jpg"), ("y.PNG", "y.PNG")]
+
+
+@pytest.mark.parametrize("name, listed", NAMES)
 def test_file_names_with_and_without_ending(tmp_path, name, listed):
-    write_capture(tmp_path, one_frame(frames=[{"file_path": listed, "transform_matrix": FRONT.tolist()}]), {name: grey()})
+    write_capture(tmp_path, framed(file_path=listed), {name: grey()})
     assert load_capture(tmp_path).images.shape == (1, 8, 8, 4)
 
 
@@ -351,10 +359,6 @@ def rotation(**change) -> list:
     for key, value in change.items():
         matrix[int(key[1]), int(key[2])] = value
     return matrix.tolist()
-
-
-def framed(**frame) -> dict:
-    return one_frame(frames=[{"file_path": "a.png", "transform_matrix": FRONT.tolist(), **frame}])
 
 
 BAD = {

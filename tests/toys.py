@@ -36,8 +36,8 @@ def ball_capture(name="ball", views=10, size=48, radius=0.6, seed=0, tint=(0.9, 
     return Capture(name, trace_ball(cameras, radius, tint), cameras, caption="a ball", attributes={"radius": radius})
 
 
-def tiny_config(resolution=32, grid=24, bins=48, samples=8, view_samples=24, channels=8, **fit) -> Config:
-    """The smoke preset made smaller still; further names replace fields of its `fit`."""
+def ball_config(resolution=32, grid=24, bins=48, samples=8, view_samples=24, channels=8, **fit) -> Config:
+    """Settings at which a ball is fitted well in seconds; further names replace fields of its `fit`."""
     c = preset("smoke")
     sizes = {"resolutions": (resolution, resolution // 2), "rays": 256, "shared_steps": 120, "steps": 60}
     return replace(
