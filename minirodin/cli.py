@@ -113,18 +113,28 @@ def evaluate(
     print(json.dumps({key: value for key, value in results.items() if key != "per_subject"}, indent=1))
 
 
-def bench(what: Positional[Literal["fit", "render"]], preset: str = "small", out: Path | None = None) -> None:
-    """Measure this machine: rays and decoded samples a second, time to quality, peak memory; JSON.
+def bench(
+    what: Positional[Literal["fit", "render"]],
+    subject: Positional[Path],
+    preset: str = "small",
+    decoder: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure this machine: rays and decoded samples a second, time to quality, peak memory, fast path and plain; JSON.
 
     Args:
-        what: fitting or rendering.
-        preset: smoke, small or full.
+        what: fit, or render.
+        subject: captures to fit, or an avatar to render.
+        preset: smoke, small or full; for fit.
+        decoder: fit under this decoder (stage two) instead of learning one.
         out: file for the numbers; they are always printed.
     """
-    from minirodin import benchmark
-    from minirodin.evaluation import write_json
+    config = load_preset(preset)
+    from minirodin.benchmark import bench_fit, bench_render
+    from minirodin.evaluation import provenance, write_json
 
-    results = getattr(benchmark, f"bench_{what}")(load_preset(preset))
+    results = bench_fit(subject, config, decoder) if what == "fit" else bench_render(subject)
+    results = {**provenance(), **results}
     if out:
         write_json(results, out)
     print(json.dumps(results, indent=1))

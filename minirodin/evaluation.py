@@ -1,6 +1,9 @@
 """How good fitted planes are: held-out views of every subject at several plane sizes, and the planes' diffusability."""
 
+import datetime
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,9 @@ from minirodin.perceptual import perceptual_distance
 from minirodin.pipeline import Avatar, to_rgb
 from minirodin.progress import progress
 from minirodin.shards import FittedPlanes
+from minirodin.triplane import resize_planes
+
+BASE = 64  # the size at which the base diffusion model sees planes
 
 
 def evaluate(
@@ -33,8 +39,9 @@ def evaluate(
         limit: only the first so many subjects.
 
     Returns:
-        JSON-able: `subjects`, `views`, `image_size`, `perceptual` (the network's name), `mean` (size → metric → value),
-        `per_subject` (name → size → metric → value), and `spectral_share` and `wiener_eps_loss` of the planes at 64².
+        JSON-able: `date`, `commit`, `device`, `subjects`, `views`, `image_size`, `perceptual` (the network's name),
+        `mean` (size → metric → value), `spectral_share` and `wiener_eps_loss` of the planes at 64², and `per_subject`
+        (name → size → metric → value).
 
     Raises:
         DataError: `data` and `avatars` have no subject in common.
@@ -51,7 +58,7 @@ def evaluate(
     for folder in progress(folders, desc="evaluating", unit="subject", enabled=show_progress):
         capture = load_capture(folder)
         avatar = Avatar(fitted.planes(capture.name), shared.decoder, shared.config).to(device)
-        planes.append(avatar.planes.cpu())
+        planes.append(resize_planes(avatar.planes.cpu(), BASE))
         per_subject[capture.name] = {str(r): _held_out_metrics(avatar, capture, r, network) for r in resolutions}
         views += len(capture.held_out()[1])
     names = next(iter(per_subject.values()))[str(resolutions[0])]
@@ -61,13 +68,14 @@ def evaluate(
     }
     everything = torch.stack(planes)
     return {
+        **provenance(),
         "subjects": len(per_subject),
         "views": views,
         "image_size": capture.cameras.width,
         "perceptual": network.name,
         "mean": mean,
-        "spectral_share": spectral_share(everything),
-        "wiener_eps_loss": wiener_eps_loss(everything),
+        "spectral_share": spectral_share(everything, BASE),
+        "wiener_eps_loss": wiener_eps_loss(everything, BASE),
         "per_subject": per_subject,
     }
 
@@ -83,6 +91,15 @@ def _held_out_metrics(avatar: Avatar, capture: Capture, resolution: int, network
 
 def _channels_first(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).clamp(0, 1)
+
+
+def provenance() -> dict[str, str]:
+    """What every file in results/ says of itself: the day, the commit (+ when the tree was changed) and the device."""
+    folder = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=folder, capture_output=True, text=True)
+    commit = git.stdout.strip() if git.returncode == 0 else os.environ.get("MINIRODIN_COMMIT", "unknown")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {"date": datetime.date.today().isoformat(), "commit": commit, "device": device}
 
 
 def write_json(values: dict, path: str | Path) -> Path:

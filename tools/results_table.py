@@ -1,0 +1,56 @@
+"""The results table of the README, made of the numbers in results/*.json and nothing else.
+
+    python tools/results_table.py        # rewrites README.md between its two markers
+"""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- results: python tools/results_table.py -->", "<!-- /results -->"
+
+# What is shown, the file, where in it, how, and what was aimed at. A row appears when its file exists.
+ROWS = (
+    ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
+    ("the same planes at 128²", "fitting.json", "mean.128.psnr", "{:.2f} dB", ""),
+    ("the same planes at 64²", "fitting.json", "mean.64.psnr", "{:.2f} dB", "within 1.5 dB"),
+    ("SSIM at 256²", "fitting.json", "mean.256.ssim", "{:.3f}", "reported"),
+    ("EfficientNet-Lite0 distance at 256²", "fitting.json", "mean.256.efficientnet-lite0", "{:.3f}", "reported"),
+    ("LPIPS (VGG) at 256²", "fitting.json", "mean.256.lpips-vgg", "{:.3f}", "reported"),
+    ("spectral share above half Nyquist", "fitting.json", "spectral_share", "{:.4f}", "reported"),
+    ("ε-loss of the linear (Wiener) denoiser", "fitting.json", "wiener_eps_loss", "{:.4f}", "reported"),
+    ("fitted at one size only, rendered at 64²", "fitting_one_size.json", "mean.64.psnr", "{:.2f} dB", "≥ 6 dB lower"),
+    ("fitting, amortised", "bench_fit.json", "seconds_per_subject", "{:.2f} s a subject", "≤ 3 s"),
+    ("fitting, rays", "bench_fit.json", "fast.rays_per_second", "{:.3g} a second", ""),
+    ("fitting, decoded samples", "bench_fit.json", "fast.samples_per_second", "{:.3g} a second", ""),
+    ("fitting, rays, plain PyTorch", "bench_fit.json", "plain.rays_per_second", "{:.3g} a second", ""),
+    ("rendering at 256²", "bench_render.json", "fast.views_per_second", "{:.0f} views a second", "≥ 100"),
+    ("rendering at 256², plain PyTorch", "bench_render.json", "plain.views_per_second", "{:.0f} views a second", ""),
+)
+
+
+def results_table(folder: Path = ROOT / "results") -> str:
+    """Markdown; one line for each row of `ROWS` whose file and number exist."""
+    lines = ["| measure | value | aim | device | date, commit |", "| --- | --- | --- | --- | --- |"]
+    for measure, file, path, form, aim in ROWS:
+        if not (folder / file).is_file():
+            continue
+        results = json.loads((folder / file).read_text(encoding="utf-8"))
+        value = results
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            source = f"[{results['date']}, {results['commit'][:9]}](results/{file})"
+            lines.append(f"| {measure} | {form.format(value)} | {aim} | {results['device']} | {source} |")
+    return "\n".join(lines) if len(lines) > 2 else "Nothing measured yet."
+
+
+def rewrite(readme: str) -> str:
+    """The README's text with a fresh table between the markers."""
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{results_table()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(rewrite(path.read_text(encoding="utf-8")), encoding="utf-8")
