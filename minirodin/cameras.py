@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from minirodin.errors import DataError
 
 RADIUS, FOV = 3.5, 0.6  # the project's own views: the box just fits (3.5·tan 0.3 = 1.08)
 MAX_PIXELS = 64_000_000
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ours is the stricter limit
 
 
 @dataclass(frozen=True)
@@ -274,8 +276,8 @@ def save_capture(capture: Capture, folder: str | Path) -> Path:
 def _read_image(folder: Path, frame: dict, i: int) -> tuple[np.ndarray, bool]:
     """The RGBA image of a frame, (H, W, 4) uint8, and whether it came with an alpha channel."""
     name = frame.get("file_path")
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{folder}: frame {i} has no file_path")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DataError(f"{folder}: frame {i} has no usable file_path")
     path = folder / name
     if not path.suffix or not path.is_file():
         path = next((p for p in (path, path.with_name(path.name + ".png")) if p.is_file()), path)

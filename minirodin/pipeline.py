@@ -85,6 +85,8 @@ class Avatar:
         """One picture, (size, size, 4) float32 RGBA in [0, 1]; angles in degrees as in `cameras.orbit_cameras`."""
         if not 1 <= size <= 4096:
             raise RenderError(f"size is {size} pixels: choose 1 … 4096")
+        if not (np.isfinite(azimuth) and abs(elevation) < 90):
+            raise RenderError(f"azimuth {azimuth}, elevation {elevation}: give degrees, elevation within ±89")
         return self.views(orbit_cameras(azimuth, elevation, size), resolution)[0]
 
     def turntable(self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8) -> Path:
