@@ -7,11 +7,11 @@ from minirodin.avatars.accessories import HAT_CLEARANCE, glasses_paths, hat_rim
 from minirodin.avatars.attributes import HAIR_COLORS, Attributes, linear
 from minirodin.avatars.field import Frame, SkinField, head_frame, normalize
 from minirodin.avatars.head import smoothstep
-from minirodin.avatars.mesh import SKIN, Mesh, make_mesh, ribbons
+from minirodin.avatars.mesh import CLOTH, Mesh, make_mesh, ribbons
 from minirodin.avatars.strands import clump, curl, cut, resample, sample_roots
 
 LIMIT = 0.955  # hair ends here, inside the box
-COUNTS = {"buzz": 9000, "curly": 4000, "afro": 7500}  # strands; other styles have 6000
+COUNTS = {"buzz": 9000, "curly": 3600, "afro": 7500}  # strands; other styles have 6000
 
 # Hairline in the average head: degrees about the ears from the nose, height. Temples, sideburns, behind the ear, nape.
 HAIRLINE = np.array([
@@ -43,9 +43,12 @@ def grow_hair(shape, field: SkinField, attributes: Attributes) -> list[Mesh]:
     if a.hair_style == "bald":
         return []
     above = above_hairline(shape, a)
-    at = sample_roots(shape, smoothstep(0, 0.015, above), COUNTS.get(a.hair_style, 6000), rng)
+    part, (x, _, z) = hairstyles.part_offset(a, frame), shape.vertices.T
+    along_part = np.exp(-(((x - part) / 0.02) ** 2)) * (z > frame.ear_z - 0.1)  # dense there, so that it stays thin
+    density = smoothstep(0, 0.015, above) * (1 + 2.5 * along_part)
+    at = sample_roots(shape, density, COUNTS.get(a.hair_style, 6000), rng)
     roots = shape.on_skin(shape.vertices, *at)
-    side = np.where(roots[:, :1] > hairstyles.part_offset(a, frame), 1.0, -1.0)
+    side = np.where(roots[:, :1] + 0.006 * rng.standard_normal((len(roots), 1)) > part, 1.0, -1.0)
     normals = normalize(shape.on_skin(shape.normals, *at))
     scalp = hairstyles.Scalp(roots, normals, shape.on_skin(above, *at), side, frame, field)
     if a.hair_style in ("bun", "ponytail"):
@@ -59,12 +62,12 @@ def grow_hair(shape, field: SkinField, attributes: Attributes) -> list[Mesh]:
 
 def _strands(bundle: hairstyles.Bundle, shape, field, frame, a, rng) -> Mesh:
     """A bundle clumped, curled, cleared of skin, face, hat, glasses and the box's sides, and coloured."""
-    points, member = clump(bundle.points, bundle.clumps, bundle.strength, rng)
+    points, member = clump(bundle.points, bundle.clumps, bundle.strength, rng, bundle.taper)
     n, s = points.shape[:2]
     t = np.linspace(0, 1, s)
     normals = field(points)[1] if bundle.normals is None else bundle.normals
     if bundle.curl:
-        phase = rng.uniform(0, 2 * np.pi, member.max() + 1)[member] + 0.4 * rng.standard_normal(n)
+        phase = rng.uniform(0, 2 * np.pi, member.max() + 1)[member] + 0.2 * rng.standard_normal(n)
         wavelength = bundle.wavelength * np.exp(0.15 * rng.standard_normal(member.max() + 1))[member]
         points = curl(points, bundle.curl * np.tile(smoothstep(0, 0.35, t), (n, 1)), wavelength, phase, normals)
     if a.hat != "none":
@@ -115,7 +118,8 @@ def off_arms(p, arms: np.ndarray, clearance: float = 0.022) -> np.ndarray:
 
 def _underlay(shape, above, frame, field, a) -> Mesh:
     """The scalp once more, dark as deep hair; it dips under the skin along the hairline, which so stays crisp."""
-    height = np.clip(0.4 * above - 0.004, -0.01, 0.002 if a.hair_style == "buzz" else 0.008)
+    cropped = a.hair_style in ("buzz", "mohawk")
+    height = np.clip(0.4 * above - 0.004, -0.01, 0.002 if cropped else 0.008)
     direction = shape.normals
     if a.hair_style == "afro":
         inner = 0.72 * hairstyles.afro_height(a, shape.vertices, above, frame)
@@ -124,5 +128,5 @@ def _underlay(shape, above, frame, field, a) -> Mesh:
     faces = shape.faces[(above > -0.03)[shape.faces].all(1)]
     used, index = np.unique(faces, return_inverse=True)
     vertices = (shape.vertices + height[:, None] * direction)[used]
-    shade = 0.75 if a.hair_style == "buzz" else 0.55
-    return make_mesh(vertices, index.reshape(-1, 3), shade * linear(HAIR_COLORS[a.hair_color]), SKIN)
+    shade = 0.75 if cropped else 0.55
+    return make_mesh(vertices, index.reshape(-1, 3), shade * linear(HAIR_COLORS[a.hair_color]), CLOTH)

@@ -36,7 +36,7 @@ class Bundle:
 
     Attributes:
         points: (N, S + 1, 3), root first.
-        clumps: number of locks; strength in [0, 1] of their pull at the tips.
+        clumps: number of locks; strength in [0, 1] of their pull at the tips, taper the exponent of its growth.
         width: of a strand, world units.
         curl: amplitude of the winding, world units; wavelength likewise.
         normals: (N, S + 1, 3) shading normals, from the skin field where None.
@@ -47,6 +47,7 @@ class Bundle:
     clumps: int
     strength: float
     width: float
+    taper: float = 1.0
     curl: float = 0.0
     wavelength: float = 0.2
     normals: np.ndarray | None = None
@@ -87,9 +88,11 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     sides, crown = np.array(low) + a.hair_length * (np.array(high) - np.array(low))
     top = smoothstep(frame.ear_top + 0.05, frame.ear_top + 0.28, roots[:, 1])  # 0 at the sides and the nape
     if style == "mohawk":
-        top = smoothstep(0.11, 0.06, np.abs(roots[:, 0])) * smoothstep(frame.ear_top, frame.ear_top + 0.12, roots[:, 1])
+        top = smoothstep(0.13, 0.08, np.abs(roots[:, 0])) * smoothstep(frame.ear_top, frame.ear_top + 0.12, roots[:, 1])
     length = (sides + (crown - sides) * top) * rng.uniform(0.85, 1.1, n)
     length = length * (0.6 + 0.4 * smoothstep(0, 0.06, scalp.above))  # the hairline's own hair is short
+    if style == "curly":  # no long hair at the nape
+        length = length * (0.45 + 0.55 * smoothstep(frame.chin + 0.18, frame.ear_top + 0.08, roots[:, 1]))
     whorl = np.array([-0.03 if a.hair_part == "right" else 0.03, frame.crown, frame.ear_z - 0.16])
     sweep = {"left": -X, "middle": 0 * X, "right": X}[a.hair_part]
     stray = strays(rng, 0.10, 9)
@@ -113,17 +116,23 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
                 wish = wish + ahead * (0.9 * from_parting(p, a, scalp) - 0.9 * Z + 0.5 * Y)
         return wish + stray(p)
 
-    body = 0.010 + (0.02 + 0.05 * a.hair_volume) * top * (style != "buzz") + 0.03 * (style == "curly")
+    body = 0.010 + (0.015 + 0.040 * a.hair_volume) * top * (style != "buzz") + 0.035 * (style == "curly")
     body = body + 2 * top * (style == "mohawk")
-    settle = lambda arc: 0.003 + body * np.minimum(1, arc / (2 * body))  # noqa: E731
+    settle = lambda arc: 0.003 + body * np.minimum(1, arc / (1.3 * body))  # noqa: E731
     upright = {"slicked back": 0.3, "mohawk": 1.5, "buzz": 0.35}.get(style, 0.55)
     start = normalize(upright * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
-    steps = {"buzz": 3, "curly": 24}.get(style, 10)
+    if style not in ("slicked back", "side part"):  # at the whorl hair stands in all directions, and so hides the scalp
+        core = np.exp(-((np.linalg.norm(roots - whorl, axis=-1) / 0.10) ** 2))[:, None]
+        start = normalize(start + core * (1.6 * rng.standard_normal((n, 3)) * [1, 0, 1] + 0.8 * scalp.normals))
+    steps = {"buzz": 3, "curly": 32}.get(style, 10)
     points = grow(scalp.field, roots, start, length, steps, flow, settle, stiffness=0.6)
-    clumps, strength, width = {"buzz": (n, 0.0, 0.005), "curly": (330, 0.9, 0.011)}.get(style, (400, 0.62, 0.008))
-    curl, wavelength = (0.022 + 0.012 * a.hair_volume, 0.085) if style == "curly" else (0.010 * a.hair_curl, 0.09)
-    fringe = np.full(n, a.fringe or style in ("short", "curly"))
-    return Bundle(points, clumps, strength, width, curl * (style != "buzz"), wavelength, fringe=fringe)
+    if style == "curly":
+        fringe = np.full(n, a.fringe)
+        return Bundle(points, 260, 0.92, 0.011, 0.4, 0.026 + 0.012 * a.hair_volume, 0.115, fringe=fringe)
+    fringe = np.full(n, a.fringe or style == "short")
+    if style == "buzz":
+        return Bundle(points, n, 0.0, 0.005, fringe=fringe)
+    return Bundle(points, 480, 0.55, 0.008, 1.0, 0.008 * a.hair_curl, 0.09, fringe=fringe)
 
 
 def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
@@ -134,7 +143,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     length = np.clip(roots[:, 1] - ends, 0.05, None) * 1.15 + 0.22
     fringe = a.fringe & (azimuth < 42) & (scalp.above < 0.13)
     length[fringe] = 0.45
-    in_front = np.where(azimuth < 75, 1.0, -1.0)[:, None]
+    in_front = np.where(azimuth < 75, 0.8, -0.3)[:, None]
     stray = strays(rng, 0.06, 6)
 
     def flow(p, normal, t, arc):
@@ -143,14 +152,14 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
         down = np.maximum(smoothstep(0.35, 0.95, steep), smoothstep(frame.ear_top + 0.12, frame.ear_top - 0.05, y))
         wish = (1 - down) * (from_parting(p, a, scalp) - 0.45 * Z) - down * (Y + 0.18 * Z)
         low = smoothstep(frame.chin + 0.10, frame.chin - 0.15, y)  # before or behind the shoulder, never astride
-        wish = wish + low * (in_front * 0.8 * Z - 0.45 * np.sign(p[:, :1]) * X)
+        wish = wish + low * (in_front * Z - 0.45 * np.sign(p[:, :1]) * X)
         ahead = smoothstep(0.2, 0.7, normal[:, 2:])
         wish = np.where(fringe[:, None], (1 - ahead) * Z - ahead * Y + 0.15 * side * X, wish)
         return wish + stray(p)
 
     ear = np.array([0.27, frame.ear_top - 0.08, frame.ear_z])
     body = (0.03 + 0.05 * a.hair_volume) * rng.uniform(0.5, 1.1, n)
-    settle = lambda arc: 0.012 + body * (1 - np.exp(-arc / 0.14))  # noqa: E731
+    settle = lambda arc: 0.012 + body * (1 - np.exp(-arc / 0.09))  # noqa: E731
     start = normalize(0.45 * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
     points = grow(scalp.field, roots, start, length, 26, flow, settle, stiffness=0.6)
     over_ear = np.exp(-((np.linalg.norm(np.abs(points) * [1, 1, 1] - ear, axis=-1) / 0.13) ** 2))
@@ -161,7 +170,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     steps = 14 + round(12 * max(a.hair_curl - 0.3, 0))
     points = resample(points, cut(points, points[..., 1] - low - ragged * np.where(fringe[:, None], 0.3, 1)), steps)
     waves = (0.022 * smoothstep(0.25, 1, a.hair_curl), 0.26 - 0.14 * a.hair_curl)
-    return Bundle(points, 280, 0.62, 0.0085, *waves, fringe=fringe)
+    return Bundle(points, 280, 0.62, 0.0085, 1.0, *waves, fringe=fringe)
 
 
 def clear_face(p, frame: Frame, side, reach: float) -> np.ndarray:
@@ -199,7 +208,7 @@ def tied(a: Attributes, scalp: Scalp, rng) -> list[Bundle]:
     for _ in range(4):
         d, normal = field(points)
         points = points + ((height - d) * smoothstep(0, 0.05, u) * smoothstep(1, 0.85, u))[..., None] * normal
-    combed = Bundle(points, 240, 0.4, 0.008, 0.006 * a.hair_curl, 0.16)
+    combed = Bundle(points, 240, 0.4, 0.008, 1.0, 0.006 * a.hair_curl, 0.16)
     return [combed, bun(a, knot, aim, rng) if a.hair_style == "bun" else tail(a, knot, aim, frame, rng)]
 
 
@@ -231,7 +240,7 @@ def tail(a: Attributes, knot, aim, frame: Frame, rng) -> Bundle:
     points = points + strays(rng, 0.02, 4)(points) * t
     points = resample(points, rng.uniform(0.8, 1, n))
     waves = (0.03 * smoothstep(0.25, 1, a.hair_curl), 0.3 - 0.15 * a.hair_curl)
-    return Bundle(points, 90, 0.5, 0.009, *waves, normals=normalize(around + 0.2 * out))
+    return Bundle(points, 90, 0.5, 0.009, 1.0, *waves, normals=normalize(around + 0.2 * out))
 
 
 def afro_height(a: Attributes, scalp_points, above, frame: Frame) -> np.ndarray:

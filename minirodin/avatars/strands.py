@@ -94,4 +94,4 @@ def curl(points, amplitude, wavelength, phase, normals) -> np.ndarray:
     side = normalize(np.cross(along, normals))
     out = normalize(np.cross(side, along))
     angle = phase[:, None] + 2 * np.pi * arc / wavelength[:, None]
-    return points + amplitude[..., None] * (np.cos(angle)[..., None] * side + 0.6 * np.sin(angle)[..., None] * out)
+    return points + amplitude[..., None] * (np.cos(angle)[..., None] * side + 0.85 * np.sin(angle)[..., None] * out)
