@@ -14,7 +14,8 @@ UP = np.array([0.0, 1.0, 0.0])
 def dress(shape: HeadShape, a: Attributes) -> tuple[list[Mesh], np.ndarray]:
     """The clothes of a person, and which skin vertices (V,) they hide entirely."""
     rng, rest = a.rng("clothing"), shape.rest
-    colour = np.clip(linear(COLORS[a.clothing_color]) * np.exp(rng.normal(0, 0.1, 3)), 0.01, 0.85)
+    colour = linear(COLORS[a.clothing_color]) * np.exp(rng.normal(0, 0.1, 3))
+    colour = np.clip(0.85 * colour + 0.10 * colour.mean(), 0.012, 0.8)  # worn cloth is less pure than its dye
     depth = collar_line(rest, 0.06 * rng.random() if a.clothing == "t-shirt" else 0.0)  # how far below the neckline
     if a.clothing == "shirt":  # an open V in front
         open_front = rng.uniform(0.06, 0.16)

@@ -15,31 +15,32 @@ from minirodin.cameras import Cameras
 from minirodin.errors import RenderError
 
 KEY = np.array([0.46, 0.58, 0.67]) / np.linalg.norm([0.46, 0.58, 0.67])
-TILES, TILE = 8, 320  # depth maps: a grid of 8 × 8, each 320² pixels
+TILES, TILE = 7, 320  # depth maps: a grid of 7 × 7, each 320² pixels
+SKY, SOFT = 32, 16  # directions of the sky and of the key light
 REACH = 1.42  # half the side of what a depth map sees
 LAYOUT = "3f 3f 3f 1f 3f 1f"
 FIELDS = ("position", "normal", "albedo", "material", "tangent", "width")
 
 
 def _light() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Directions (64, 3), their radiance times solid angle (64, 3), and their share of the key light (64,)."""
+    """Directions (L, 3), their radiance times solid angle over π (L, 3), and their share of the key light (L,)."""
     golden = math.pi * (1 + 5**0.5)
-    i = np.arange(40) + 0.5
-    y, turn = 1 - 2 * i / 40, golden * i
+    i = np.arange(SKY) + 0.5
+    y, turn = 1 - 2 * i / SKY, golden * i
     ring = np.sqrt(1 - y**2)
     sky = np.stack([ring * np.sin(turn), y, ring * np.cos(turn)], axis=1)
     up = np.clip(sky[:, 1:2] * 0.5 + 0.5, 0, 1)
-    radiance = (1 - up) * [0.34, 0.31, 0.29] + up * [0.68, 0.72, 0.78]
+    radiance = (1 - up) * [0.36, 0.32, 0.29] + up * [0.70, 0.72, 0.75]
     rim = np.array([-0.75, 0.35, -0.55])
     radiance = radiance + 0.45 * np.maximum(sky @ rim, 0)[:, None] ** 3 + 0.30 * np.maximum(sky[:, 2:], 0)
-    radiance *= 4 / 40  # solid angle over π: a white wall under a sky of 1 reflects 1
-    i = np.arange(24) + 0.5
-    cosine, turn = 1 - i / 24 * (1 - math.cos(0.42)), golden * i
+    radiance *= 4 / SKY  # a white wall under a sky of 1 reflects 1
+    i = np.arange(SOFT) + 0.5
+    cosine, turn = 1 - i / SOFT * (1 - math.cos(0.42)), golden * i
     side = np.cross(KEY, [0, 1, 0]) / np.linalg.norm(np.cross(KEY, [0, 1, 0]))
     sine = np.sqrt(1 - cosine**2)[:, None]
     key = cosine[:, None] * KEY + sine * (np.cos(turn)[:, None] * side + np.sin(turn)[:, None] * np.cross(side, KEY))
-    power = np.tile(np.array([0.90, 0.85, 0.78]) / 24, (24, 1))
-    share = np.r_[np.zeros(40), np.full(24, 1 / 24)]
+    power = np.tile(np.array([0.95, 0.87, 0.77]) / SOFT, (SOFT, 1))
+    share = np.r_[np.zeros(SKY), np.full(SOFT, 1 / SOFT)]
     return np.concatenate([sky, key]), np.concatenate([radiance, power]), share
 
 

@@ -74,7 +74,7 @@ uniform vec3 eye, key_direction; uniform bool lenses;
 out vec4 colour;
 
 float lobe(vec3 n, vec3 h, float power) { return pow(max(dot(n, h), 0.0), power); }
-vec3 sky(vec3 d) { return mix(vec3(0.20, 0.19, 0.18), vec3(0.75, 0.80, 0.88), smoothstep(-0.4, 0.9, d.y)); }
+vec3 sky(vec3 d) { return mix(vec3(0.20, 0.19, 0.18), vec3(0.78, 0.80, 0.84), smoothstep(-0.4, 0.9, d.y)); }
 float noise(float x) { return fract(sin(x * 12.9898) * 43758.5453); }
 float waves(float a, float k) { float i = floor(a * k), f = fract(a * k); f = f * f * (3.0 - 2.0 * f);
     return mix(noise(mod(i, k)), noise(mod(i + 1.0, k)), f); }
@@ -115,7 +115,10 @@ void main() {
     if (M == 0) {
         c = A * L + S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0)) + 0.07 * fresnel * S.y * S.y * sky(reflect(-v, n));
     } else if (M == 1) {
-        c = iris(normalize(T), A, k) * L * 1.05 + S.y * 0.05 * sky(reflect(-v, n)) + mix(0.35, 1.0, S.x) * 0.85 * lobe(n, h, 220.0);
+        vec3 q = normalize(T), r = reflect(-v, n);
+        float lid = mix(1.0, 0.6, smoothstep(0.1, 0.55, q.y));  // the upper lid's shadow
+        float window = smoothstep(0.972, 0.986, dot(r, vec3(0.36, 0.42, 0.83))) + 0.25 * smoothstep(0.95, 0.99, dot(r, vec3(-0.5, -0.1, 0.86)));
+        c = iris(q, A, k) * L * lid + 0.03 * S.y * sky(r) + mix(0.45, 0.9, S.x) * window;
     } else if (M == 2) {
         vec3 t = normalize(T);
         float th = dot(t, h), tl = dot(normalize(t + 0.18 * n), h);

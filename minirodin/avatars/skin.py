@@ -7,7 +7,7 @@ from minirodin.avatars.attributes import Attributes, linear
 from minirodin.avatars.head import Eye, HeadShape, smoothstep
 from minirodin.avatars.mesh import EYE, SKIN, Mesh, make_mesh
 
-LIGHTEST, DARKEST = np.array([0.80, 0.545, 0.43]), np.array([0.085, 0.042, 0.026])  # linear RGB at melanin 0 and 1
+LIGHTEST, DARKEST = np.array([0.80, 0.52, 0.395]), np.array([0.088, 0.038, 0.020])  # linear RGB at melanin 0 and 1
 IRIS = {
     "brown": (0.36, 0.20, 0.10), "dark brown": (0.17, 0.095, 0.06), "hazel": (0.44, 0.33, 0.15),
     "green": (0.33, 0.44, 0.26), "blue": (0.32, 0.50, 0.70), "grey": (0.45, 0.50, 0.54),
@@ -17,14 +17,15 @@ LIPS = {"pink": (0.80, 0.33, 0.42), "red": (0.68, 0.06, 0.10), "plum": (0.40, 0.
 
 def waves(points: np.ndarray, rng, frequency: float, count: int = 10) -> np.ndarray:
     """Smooth noise (V,) of about unit variance: random plane waves of roughly one wavelength, 2π / `frequency`."""
-    k = rng.standard_normal((count, 3))
+    k = rng.standard_normal((count, 3)).astype(points.dtype)
     k *= frequency * rng.uniform(0.6, 1.5, (count, 1)) / np.linalg.norm(k, axis=1, keepdims=True)
-    return np.cos(points @ k.T + rng.uniform(0, 2 * np.pi, count)).sum(axis=1) * np.sqrt(2 / count)
+    phase = rng.uniform(0, 2 * np.pi, count).astype(points.dtype)
+    return np.cos(points @ k.T + phase).sum(axis=1) * (2 / count) ** 0.5
 
 
 def skin_albedo(shape: HeadShape, a: Attributes, stubble: np.ndarray | None = None) -> np.ndarray:
     """Linear RGB (V, 3) of the skin's vertices; `stubble` (V,) is how much of the hair's colour shows through."""
-    rng, rest, masks = a.rng("skin"), shape.rest, shape.masks
+    rng, rest, masks = a.rng("skin"), shape.rest.astype(np.float32), shape.masks
     x, pale = np.abs(rest[:, 0]), 1 - a.skin_tone
     mirrored = np.stack([x, rest[:, 1], rest[:, 2]], axis=1)
 
