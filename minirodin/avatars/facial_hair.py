@@ -106,7 +106,7 @@ def beard(shape, field: SkinField, a: Attributes, rng) -> list[Mesh]:
     roots, rest = shape.on_skin(shape.vertices, *at), shape.on_skin(shape.rest, *at)
     normals = normalize(shape.on_skin(shape.normals, *at))
     lip = (rest[:, 1] > -0.055) & (np.abs(rest[:, 0]) < 0.11) & (rest[:, 2] > 0.4)  # of the moustache
-    chin = np.exp(-((rest[:, 0] / 0.13) ** 2)) * smoothstep(-0.08, -0.19, rest[:, 1])
+    chin = np.exp(-((rest[:, 0] / 0.16) ** 2)) * smoothstep(-0.08, -0.19, rest[:, 1])
     grown = a.facial_hair_length
     length = (0.025 + 0.055 * grown) * (0.55 + 0.45 * shape.on_skin(density, *at)) + (0.03 + 0.17 * grown**1.5) * chin
     length = np.where(lip, 0.030 + 0.035 * grown, length) * rng.uniform(0.8, 1.1, count)
@@ -114,7 +114,7 @@ def beard(shape, field: SkinField, a: Attributes, rng) -> list[Mesh]:
     stray = strays(rng, 0.07, 14)
 
     def flow(p, normal, t, arc):
-        wish = -Y + 0.12 * Z - 0.25 * outward * chin[:, None]
+        wish = -Y + 0.12 * Z - 0.12 * outward * chin[:, None]
         whisker = (1.0 * outward * smoothstep(0.0, 0.04, np.abs(p[:, :1])) - (0.35 + 0.6 * t) * Y) + 0.1 * Z
         return np.where(lip[:, None], whisker, wish) + stray(p)
 
@@ -122,7 +122,7 @@ def beard(shape, field: SkinField, a: Attributes, rng) -> list[Mesh]:
     settle = lambda arc: 0.003 + body * np.minimum(1, arc / (1.5 * body))  # noqa: E731
     start = normalize(0.6 * normals + normalize(flow(roots, normals, 0, 0)))
     points = grow(field, roots, start, length, 8, flow, settle, stiffness=0.5, stick=0.05)
-    points, member = clump(points, count // 14, 0.45, rng)
+    points, member = clump(points, count // 10, 0.35, rng)
     points[:, 1:] = field.push_out(points[:, 1:], 0.002)
     _, nearest = shape.closest(points.reshape(-1, 3))
     on_lips = shape.masks["lips"][nearest].reshape(points.shape[:2])

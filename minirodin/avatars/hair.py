@@ -11,7 +11,7 @@ from minirodin.avatars.mesh import CLOTH, Mesh, make_mesh, ribbons
 from minirodin.avatars.strands import clump, curl, cut, resample, sample_roots
 
 LIMIT = 0.955  # hair ends here, inside the box
-COUNTS = {"buzz": 9000, "curly": 3600, "afro": 7500}  # strands; other styles have 6000
+COUNTS = {"buzz": 9000, "curly": 3600, "bob": 6000, "long": 6000, "bun": 6000, "ponytail": 6000}  # else 7500
 
 # Hairline in the average head: degrees about the ears from the nose, height. Temples, sideburns, behind the ear, nape.
 HAIRLINE = np.array([
@@ -30,7 +30,7 @@ def above_hairline(shape, a: Attributes) -> np.ndarray:
     line = line + (0.010 * rng.standard_normal() - peak) * smoothstep(75, 40, degrees)
     recede = (0.045 if a.gender == "man" else 0.008) * rng.random() * smoothstep(25, 60, np.array(a.age))
     line = line + recede * np.exp(-(((degrees - 38) / 12) ** 2))
-    above = p[:, 1] - line + hairstyles.strays(rng, 0.0016, 45)(p).sum(-1)
+    above = p[:, 1] - line + hairstyles.strays(rng, 0.0008, 45)(p).sum(-1)
     return np.where((shape.masks["ears"] < 0.3) & (shape.masks["inside_mouth"] < 0.3), above, -1.0)
 
 
@@ -46,7 +46,7 @@ def grow_hair(shape, field: SkinField, attributes: Attributes) -> list[Mesh]:
     part, (x, _, z) = hairstyles.part_offset(a, frame), shape.vertices.T
     along_part = np.exp(-(((x - part) / 0.02) ** 2)) * (z > frame.ear_z - 0.1)  # dense there, so that it stays thin
     density = smoothstep(0, 0.015, above) * (1 + 2.5 * along_part)
-    at = sample_roots(shape, density, COUNTS.get(a.hair_style, 6000), rng)
+    at = sample_roots(shape, density, COUNTS.get(a.hair_style, 7500), rng)
     roots = shape.on_skin(shape.vertices, *at)
     side = np.where(roots[:, :1] + 0.006 * rng.standard_normal((len(roots), 1)) > part, 1.0, -1.0)
     normals = normalize(shape.on_skin(shape.normals, *at))
@@ -79,7 +79,7 @@ def _strands(bundle: hairstyles.Bundle, shape, field, frame, a, rng) -> Mesh:
     normals = field(points)[1] if bundle.normals is None else bundle.normals
 
     # One tint a lock rather than a strand: pictures show locks, and a radiance field can fit them.
-    tint = np.exp(0.13 * rng.standard_normal(member.max() + 1))[member] * np.exp(0.04 * rng.standard_normal(n))
+    tint = np.exp(0.13 * rng.standard_normal(member.max() + 1))[member] * np.exp(0.06 * rng.standard_normal(n))
     albedo = linear(HAIR_COLORS[a.hair_color]) * (tint[:, None] * (0.72 + 0.38 * t))[..., None]
     return ribbons(points, 0.5 * bundle.width * (1 - 0.65 * t**3), np.clip(albedo, 0, 1), normals=normals)
 
@@ -99,7 +99,7 @@ def under_hat(p, field: SkinField, frame: Frame) -> np.ndarray:
     for _ in range(3):
         height, normal = field(p)
         below = hat_rim(frame, p) - p[..., 1]
-        room = HAT_CLEARANCE - 0.018 + 0.7 * np.clip(below, 0, None)
+        room = HAT_CLEARANCE - 0.018 + 0.7 * np.clip(below, 0, None) + smoothstep(0.04, 0.16, below)
         p = p - np.clip(height - room, 0, None)[..., None] * normal
     return p
 
@@ -128,5 +128,5 @@ def _underlay(shape, above, frame, field, a) -> Mesh:
     faces = shape.faces[(above > -0.03)[shape.faces].all(1)]
     used, index = np.unique(faces, return_inverse=True)
     vertices = (shape.vertices + height[:, None] * direction)[used]
-    shade = 0.75 if cropped else 0.55
+    shade = 0.75 if cropped else 0.7
     return make_mesh(vertices, index.reshape(-1, 3), shade * linear(HAIR_COLORS[a.hair_color]), CLOTH)

@@ -132,7 +132,7 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     fringe = np.full(n, a.fringe or style == "short")
     if style == "buzz":
         return Bundle(points, n, 0.0, 0.005, fringe=fringe)
-    return Bundle(points, 480, 0.55, 0.008, 1.0, 0.008 * a.hair_curl, 0.09, fringe=fringe)
+    return Bundle(points, 520, 0.42, 0.0068, 1.0, 0.008 * a.hair_curl, 0.09, fringe=fringe)
 
 
 def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
@@ -158,7 +158,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
         return wish + stray(p)
 
     ear = np.array([0.27, frame.ear_top - 0.08, frame.ear_z])
-    body = (0.03 + 0.05 * a.hair_volume) * rng.uniform(0.5, 1.1, n)
+    body = np.where(fringe, 0.016, 0.03 + 0.05 * a.hair_volume) * rng.uniform(0.5, 1.1, n)
     settle = lambda arc: 0.012 + body * (1 - np.exp(-arc / 0.09))  # noqa: E731
     start = normalize(0.45 * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
     points = grow(scalp.field, roots, start, length, 26, flow, settle, stiffness=0.6)
@@ -170,7 +170,8 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     steps = 14 + round(12 * max(a.hair_curl - 0.3, 0))
     points = resample(points, cut(points, points[..., 1] - low - ragged * np.where(fringe[:, None], 0.3, 1)), steps)
     waves = (0.022 * smoothstep(0.25, 1, a.hair_curl), 0.26 - 0.14 * a.hair_curl)
-    return Bundle(points, 280, 0.62, 0.0085, 1.0, *waves, fringe=fringe)
+    ringlet = smoothstep(0.5, 0.9, a.hair_curl)  # curls show only where locks hold together
+    return Bundle(points, 280, 0.62 + 0.26 * ringlet, 0.0085, 1 - 0.5 * ringlet, *waves, fringe=fringe)
 
 
 def clear_face(p, frame: Frame, side, reach: float) -> np.ndarray:
@@ -191,6 +192,7 @@ def tied(a: Attributes, scalp: Scalp, rng) -> list[Bundle]:
     roots, frame, field = scalp.roots, scalp.frame, scalp.field
     heart = np.array([0.0, frame.ear_top + 0.06, frame.ear_z - 0.03])
     high = 0.34 if a.hair_style == "bun" and a.hair_part == "middle" else 0.10 + 0.08 * a.hair_volume
+    high = high if a.hat == "none" else -0.20  # the knot stays below a hat's rim
     aim = normalize(np.array([0.0, high, -0.40]))
     ray = np.linspace(0.1, 0.7, 90)
     knot = heart + aim * np.interp(0.03, field(heart + aim * ray[:, None])[0], ray)
