@@ -90,7 +90,7 @@ def _freckles(albedo, rest, masks, amount, rng, size=0.0052, strength=1.0) -> np
     """Darker spots over nose and cheeks, fewer elsewhere on the face."""
     face = np.flatnonzero((masks["face"] > 0.3) & (masks["lips"] < 0.2))
     likely = np.exp(-(((rest[face] - [0, 0.1, 0.45]) / [0.17, 0.10, 0.2]) ** 2).sum(axis=1)) + 0.05
-    count = int(500 * amount)
+    count = 1 + int(500 * amount)
     spots = rest[rng.choice(face, count, p=likely / likely.sum())] + rng.normal(0, 0.004, (count, 3))
     radius, depth = size * rng.uniform(0.6, 1.5, count), rng.uniform(0.2, 0.8, count) * strength
     distance, nearest = cKDTree(spots).query(rest[face])
