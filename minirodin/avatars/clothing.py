@@ -20,7 +20,7 @@ def dress(shape: HeadShape, a: Attributes) -> tuple[list[Mesh], np.ndarray]:
     if a.clothing == "shirt":  # an open V in front
         open_front = rng.uniform(0.06, 0.16)
         front = smoothstep(0.0, 0.15, rest[:, 2])
-        depth = depth - front * open_front * np.exp(-((rest[:, 0] / 0.05) ** 2))
+        depth = depth - front * open_front * np.exp(-((rest[:, 0] / 0.075) ** 2))
     sheet, inner = _sheet(shape, depth, rng, thick=0.022 if a.clothing == "hoodie" else 0.012)
 
     shade = 1 + 0.03 * waves(rest, rng, 30)
@@ -60,7 +60,7 @@ def _sheet(shape: HeadShape, depth: np.ndarray, rng, thick: float) -> tuple[np.n
     low = smoothstep(0.05, 0.45, depth) * smoothstep(-0.99, -0.88, rest[:, 1])
     drape = waves(rest * [1.0, 0.35, 1.0] + [0, 0, 0], rng, 13, 6)  # folds that hang down
     pull = waves(rest @ np.array([[0.7, 0.7, 0], [-0.5, 0.5, 0.2], [0, 0, 0.6]]), rng, 16, 5)  # folds across the shoulders
-    folds = 0.007 * (1 - np.abs(drape)) + 0.004 * (1 - np.abs(pull))
+    folds = 0.012 * (1 - np.abs(drape)) + 0.007 * (1 - np.abs(pull))
     rib = smoothstep(0.045, 0.03, depth)
     bump = 0.007 * rib * np.clip(depth / 0.02, 0, 1)
     seam = np.exp(-((_seam(rest) / 0.012) ** 2))
@@ -172,14 +172,15 @@ def _above(points: np.ndarray, cloth: Mesh, clearance) -> np.ndarray:
 
 def _collar(ring: np.ndarray, cloth: Mesh, colour: np.ndarray, rng) -> list[Mesh]:
     """A folded shirt collar with two points, open in front."""
-    turn = np.linspace(0.16, 2 * np.pi - 0.16, 120)
+    turn = np.linspace(0.27, 2 * np.pi - 0.27, 120)
     angle, out = _frame(ring)
     wrap = np.r_[angle, 2 * np.pi]
     base = np.stack([np.interp(turn, wrap, np.r_[ring[:, k], ring[0, k]]) for k in range(3)], 1)
     out = np.stack([np.interp(turn, wrap, np.r_[out[:, k], out[0, k]]) for k in range(3)], 1)
     out /= np.linalg.norm(out, axis=1, keepdims=True)
     front = np.abs(np.angle(np.exp(1j * turn)))  # 0 in front, π behind
-    tip = np.exp(-(((front - 0.22) / 0.28) ** 2))[:, None] * rng.uniform(0.8, 1.3)
+    tip = np.exp(-(((front - 0.33) / 0.28) ** 2))[:, None] * rng.uniform(0.8, 1.3)
+    shut = smoothstep(0.25, 0.6, front)[:, None]  # stand and fall meet at the ends
     high = (0.055 + 0.02 * smoothstep(0.5, 2.5, front))[:, None]
     down = 0.035 + 0.10 * tip
     rows = np.stack([
@@ -187,10 +188,10 @@ def _collar(ring: np.ndarray, cloth: Mesh, colour: np.ndarray, rng) -> list[Mesh
         base + 0.012 * out + 0.5 * high * UP,
         base + 0.016 * out + 0.95 * high * UP,
         base + 0.026 * out + 1.05 * high * UP,
-        base + 0.038 * out + 0.85 * high * UP,
-        base + 0.055 * out + 0.3 * high * UP,
-        base + (0.075 + 0.01 * tip) * out - 0.5 * down * UP,
-        base + (0.085 + 0.035 * tip) * out - down * UP,
+        base + (0.024 + 0.014 * shut) * out + 0.85 * high * UP,
+        base + (0.028 + 0.027 * shut) * out + 0.3 * high * UP,
+        base + (0.04 + 0.035 * shut + 0.01 * tip) * out - 0.5 * down * UP,
+        base + (0.06 + 0.025 * shut + 0.035 * tip) * out - down * UP,
     ])  # fmt: skip
     rows[4:] = _above(rows[4:], cloth, 0.014)
     tint = np.repeat(colour[None] * np.array([0.75, 0.9, 1, 1, 1.03, 1.02, 1.0, 0.86])[:, None], 120, 0)

@@ -212,11 +212,15 @@ class HeadModel:
         wide = np.sign(x) * (0.62 + 0.33 * np.tanh((np.abs(x) - 0.62) / 0.33))
         points = points.copy()
         points[:, 0] = np.where(np.abs(x) > 0.62, wide, x)
-        shift = bottom(points[self.loop, 0]) - points[self.loop, 1]
-        points[self.bust_rows, 1] += self.bust_weights @ shift
-        points[self.loop, 1] += shift
+        edge = points[self.loop]
+        for _ in range(12):  # the notch under each arm fills up
+            edge = edge + 0.5 * (0.5 * (np.roll(edge, 1, axis=0) + np.roll(edge, -1, axis=0)) - edge)
+        edge[:, 1] = bottom(edge[:, 0])
+        shift = edge - points[self.loop]
+        points[self.bust_rows] += self.bust_weights @ shift
+        points[self.loop] = edge
         n = len(self.loop)
-        edge, cap = points[self.loop], self.ranges["cap"]
+        cap = self.ranges["cap"]
         centre = edge.mean(axis=0)
         rings = [edge + (centre - edge) * t for t in (0.05, 0.5)]
         points[cap] = np.concatenate([*rings, centre[None]])

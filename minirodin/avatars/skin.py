@@ -126,7 +126,7 @@ def face_meshes(shape: HeadShape, a: Attributes) -> list[Mesh]:
     """Eyeballs, teeth and tongue."""
     tint = linear(IRIS[a.eye_color]) * np.exp(a.rng("iris").normal(0, 0.12, 3))
     meshes = [eye_mesh(eye, np.clip(tint, 0, 1)) for eye in shape.eyes]
-    ivory, red = linear((0.88, 0.85, 0.78)), np.array([0.35, 0.10, 0.10])
+    ivory, red = 1.7 * linear((0.88, 0.85, 0.78)), np.array([0.35, 0.10, 0.10])
     for name, (vertices, faces) in shape.parts.items():
         meshes.append(make_mesh(vertices, faces, red if name == "tongue" else ivory, SKIN))
     return meshes
