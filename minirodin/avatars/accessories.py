@@ -116,7 +116,7 @@ def glasses(shape, field: SkinField, a: Attributes) -> list[Mesh]:
             disc = middle + shrink * (rim - middle) + 0.010 * (1 - shrink**2) * Z
             rings = np.concatenate([disc, disc[:, :1]], 1)  # closed round
             faces = grid_faces(6, rings.shape[1])
-            faces = faces if rim[0, 0] > 0 else faces[:, ::-1]
+            faces = faces[:, ::-1] if rim[0, 0] > 0 else faces  # both rims start at their outer end, and run mirrored
             meshes.append(make_mesh(rings.reshape(-1, 3), faces, tint, LENS))
     return meshes
 
@@ -169,8 +169,8 @@ def beanie(field: SkinField, frame: Frame, a: Attributes) -> Mesh:
 def cap(field: SkinField, frame: Frame, a: Attributes) -> Mesh:
     """A baseball cap: a crown of six panels, a button and a curved brim over the brows."""
     points, way, turn, rise = dome(field, frame, HAT_CLEARANCE, 36)
-    tall = 0.03 * np.sin(rise)[:, None] ** 2 + 0.02 * np.cos(turn) * np.sin(2 * rise)[:, None]
-    points = points + np.clip(tall, 0, None)[..., None] * way
+    tall = 0.022 * np.clip(np.cos(turn), 0, 1) * np.sin(2 * rise)[:, None]  # stiff front panels
+    points = points + tall[..., None] * way
     seam = np.exp(-((np.sin(3 * turn) / 0.06) ** 2)) * smoothstep(0.02, 0.1, rise)[:, None]
     color = linear(COLORS[a.hat_color])
     albedo = color * (1 - 0.35 * seam - 0.2 * np.exp(-(((rise - 0.10) / 0.02) ** 2))[:, None])[..., None]

@@ -152,7 +152,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
         down = np.maximum(smoothstep(0.35, 0.95, steep), smoothstep(frame.ear_top + 0.12, frame.ear_top - 0.05, y))
         wish = (1 - down) * (from_parting(p, a, scalp) - 0.45 * Z) - down * (Y + 0.18 * Z)
         low = smoothstep(frame.chin + 0.10, frame.chin - 0.15, y)  # before or behind the shoulder, never astride
-        wish = wish + low * (in_front * Z - 0.45 * np.sign(p[:, :1]) * X)
+        wish = wish + low * (in_front * Z - np.where(in_front > 0, 0.45, 0.12) * np.sign(p[:, :1]) * X)
         ahead = smoothstep(0.2, 0.7, normal[:, 2:])
         wish = np.where(fringe[:, None], (1 - ahead) * Z - ahead * Y + 0.15 * side * X, wish)
         return wish + stray(p)
