@@ -276,12 +276,13 @@ class Fitter:
             while self.step < self.total_steps:
                 mse = self.advance()
                 bar.update(1)
-                if self.step % 50 == 0 or self.step == self.total_steps:
+                due = self.step % every == 0 and self.step < self.total_steps
+                if due or self.step % 50 == 0 or self.step == self.total_steps:
                     if not math.isfinite(value := float(mse)):
                         kept = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing was saved"
                         raise MinirodinError(f"the loss is {value} at step {self.step} ({kept}): lower the rates")
                     bar.set_postfix(psnr=f"{-10 * math.log10(max(value, 1e-10)):.2f}")
-                if self.step % every == 0 and self.step < self.total_steps:
+                if due:
                     atomic_save(self.state(), checkpoint, {"kind": "fit in progress", "run": run})
 
 
@@ -365,7 +366,8 @@ def _check_same_domain(shared: SharedDecoder, config: Config, done: FittedPlanes
     if wanted != given:
         other = f"preset {config.name!r} has {given}: use {shared.config.name!r}"
         raise CheckpointError(f"the decoder reads {wanted} channels, {other}")
-    if done.has_decoder and fingerprint(done.decoder.decoder) != fingerprint(shared.decoder):
+    others = done.decoders | ({fingerprint(done.decoder.decoder)} if done.has_decoder else set())
+    if others - {fingerprint(shared.decoder)}:
         raise CheckpointError(f"{done.folder} holds planes of another decoder: choose another folder")
 
 

@@ -58,7 +58,7 @@ def occupancy_from_planes(
 ) -> Occupancy:
     """Query the density at eight points of every cell; occupied where any exceeds a threshold, and one cell around.
 
-    The threshold is `threshold`, or the mean over the cells looked at while everything is still thinner than that: a
+    The threshold is `threshold`, or half the mean over the cells looked at while everything is thinner than that: a
     subject that has hardly begun keeps its cells.
 
     Args:
@@ -81,9 +81,11 @@ def occupancy_from_planes(
             lowest[b, part], highest[b, part] = density.amin(1), density.amax(1)
     shape = (len(planes), 1, grid, grid, grid)
     looked_at = grid**3 if within is None else within.flatten(1).sum(1)
-    limit = (highest.sum(1) / looked_at).clamp(max=threshold)[:, None]
+    limit = (0.5 * highest.sum(1) / looked_at).clamp(max=threshold)[:, None]
     wide = F.max_pool3d((highest >= limit).float().view(shape), 3, stride=1, padding=1)[:, 0] > 0
-    return Occupancy(lowest.view(shape)[:, 0], wide if within is None else wide & within)
+    # The eight points bound the density only inside them: a cell ends a ray only when its neighbours are as dense.
+    least = -F.max_pool3d(-lowest.view(shape), 3, stride=1, padding=1)[:, 0]
+    return Occupancy(least, wide if within is None else wide & within)
 
 
 def ray_samples(

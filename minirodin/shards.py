@@ -134,10 +134,12 @@ class FittedPlanes:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._shard_of: dict[str, Path] = {}
+        self.decoders: set[str] = set()  # fingerprints of those the planes were fitted to
         for path in sorted(self.folder.glob("planes-*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
                     self._shard_of |= dict.fromkeys(file.keys(), path)
+                    self.decoders.add((file.metadata() or {}).get("decoder", ""))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is cut short or damaged ({error}): delete it and fit again") from None
 
