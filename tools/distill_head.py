@@ -30,12 +30,17 @@ LIDS |= {"right_upper_lid": [i + 125 for i in UPPER_LID], "right_lower_lid": [i 
 JOINTS = ["head", "neck", "jaw", "mouth", "l-eye", "r-eye", "l-shoulder", "r-shoulder", "l-clavicle", "r-clavicle"]
 GENDERS, AGES, WEIGHTS, RACES = (0.0, 1.0), (2 / 3, 1.0), (0.0, 0.5, 1.0), ("african", "asian", "caucasian")
 LOCAL = ("cheek-", "chin-", "ear-", "eyebrows-", "eye-", "forehead-", "head-", "mouth-", "neck-", "nose-", "measure-shoulder")
-CHIN_TO_CROWN = 0.85  # in the fixed world, for the average shape
+CHIN_TO_CROWN = 0.85  # of the average shape in `rest`, the canonical coordinates
 
 
-def cut_height(x: np.ndarray) -> np.ndarray:
-    """Height at which the bust ends, by distance from the middle: level under the chest, rising at the arms."""
-    return -0.95 + 0.22 * (np.abs(x) / 0.93) ** 4
+def above_cut(rest: np.ndarray) -> np.ndarray:
+    """How far (V,) points of the average shape lie above the cut: the lower half of a ball in the fixed world.
+
+    The same enlargement, narrowing of the shoulders and ball as in `minirodin.avatars.head`.
+    """
+    x, y, z = ((rest - [0, 0.62, 0]) * (0.95 / CHIN_TO_CROWN) + [0, 0.62, 0]).T
+    x = np.where(np.abs(x) > 0.45, np.sign(x) * (0.45 + 0.32 * np.tanh((np.abs(x) - 0.45) / 0.32)), x)
+    return y + np.sqrt(np.maximum(0.97**2 - x**2 - z**2, 0))
 
 
 def corner_shapes(model) -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +164,9 @@ def main():
     print("head joint", world[joint["head"]].mean(0), "chin", world[chin], "crown", world[crown], "scale", scale)
 
     # Cut the torso in the average shape. Vertices next to the cut become part of it, so that no sliver is left.
-    height = world[:, 1] - cut_height(world[:, 0])
-    height[(np.abs(height) < 0.03) | (np.abs(world[:, 0]) > 1.2)] = 0
+    height = above_cut(world)
+    height[np.abs(height) < 0.03] = 0
+    height[np.abs(world[:, 0]) > 1.2] = -1
     body = quads[(quads < BODY).all(axis=1)]
     polygons, made = clip(body[(world[body][:, :, 1] > -1.3).all(1)], height)
 
@@ -173,13 +179,13 @@ def main():
     on_cut = np.r_[height == 0, np.ones(len(made), dtype=bool)]
     loop = boundary_loop(polygons, on_cut)
     skin = np.unique(np.concatenate([np.array(p) for p in polygons]))
-    rings = [(0.05, 0.0), (0.5, 0.0), (1.0, 0.0)]  # how far towards the middle each ring of the cap lies
+    inwards = (0.08, 0.5)  # how far towards the middle each ring of the cap lies
 
-    def assemble(values: np.ndarray, cap: bool = True) -> np.ndarray:
+    def assemble(values: np.ndarray) -> np.ndarray:
         """Per-vertex values (V, ...) of the base mesh, in the order of the asset: skin, cap, joints, parts."""
         values = extend(values)
         edge, centre = values[loop], values[loop].mean(axis=0)
-        inner = np.concatenate([edge + (centre - edge) * t for t, _ in rings[:2]] + [centre[None]])
+        inner = np.concatenate([edge + (centre - edge) * t for t in inwards] + [centre[None]])
         joints = np.stack([values[index].mean(axis=0) for index in joint.values()])
         return np.concatenate([values[skin], inner, joints, *[values[a:b] for a, b in PARTS.values()],
                                *[values[i] for i in LIDS.values()]])

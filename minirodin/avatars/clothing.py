@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from minirodin.avatars.attributes import COLORS, Attributes, linear
-from minirodin.avatars.head import HeadShape, load_head, smoothstep
+from minirodin.avatars.head import HeadShape, bottom, load_head, smoothstep
 from minirodin.avatars.mesh import CLOTH, GLOSSY, Mesh, make_mesh, vertex_normals
 from minirodin.avatars.skin import waves
 
@@ -57,7 +57,8 @@ def _sheet(shape: HeadShape, depth: np.ndarray, rng, thick: float) -> tuple[np.n
     base = shape.surface.matrix @ points
     normals = vertex_normals(base, shape.faces)
     rest = shape.rest
-    low = smoothstep(0.05, 0.45, depth) * smoothstep(-0.99, -0.88, rest[:, 1])
+    edge = shape.vertices[:, 1] - bottom(shape.vertices)
+    low = smoothstep(0.05, 0.3, depth) * smoothstep(0.0, 0.1, edge)
     drape = waves(rest * [1.0, 0.35, 1.0] + [0, 0, 0], rng, 13, 6)  # folds that hang down
     pull = waves(rest @ np.array([[0.7, 0.7, 0], [-0.5, 0.5, 0.2], [0, 0, 0.6]]), rng, 16, 5)  # folds across the shoulders
     folds = 0.012 * (1 - np.abs(drape)) + 0.007 * (1 - np.abs(pull))
@@ -73,7 +74,7 @@ def _sheet(shape: HeadShape, depth: np.ndarray, rng, thick: float) -> tuple[np.n
 
 def _seam(rest: np.ndarray) -> np.ndarray:
     """Distance (V,) outwards from the seam where the sleeve begins."""
-    return np.abs(rest[:, 0]) - 0.60 - 0.10 * (rest[:, 1] + 0.75)
+    return np.abs(rest[:, 0]) - 0.53 - 0.10 * (rest[:, 1] + 0.6)
 
 
 def _pattern(rest: np.ndarray, depth: np.ndarray, a: Attributes, rng) -> np.ndarray:
@@ -200,9 +201,12 @@ def _collar(ring: np.ndarray, cloth: Mesh, colour: np.ndarray, rng) -> list[Mesh
 
 def _buttons(cloth: Mesh, open_front: float, colour: np.ndarray) -> list[Mesh]:
     """A placket's edge and a few buttons down the chest."""
-    middle = np.flatnonzero((np.abs(cloth.vertices[:, 0]) < 0.03) & (cloth.vertices[:, 2] > 0) & (cloth.vertices[:, 1] > -0.93))
+    middle = np.flatnonzero((np.abs(cloth.vertices[:, 0]) < 0.03) & (cloth.vertices[:, 2] > 0.2))
+    middle = middle[cloth.vertices[middle, 1] > -0.86]
     order = middle[np.argsort(cloth.vertices[middle, 1])]
-    y = np.arange(cloth.vertices[order[-1], 1] - 0.05, -0.92, -0.115)
+    y = np.arange(cloth.vertices[order[-1], 1] - 0.04, -0.83, -0.10)
+    if not len(y):
+        return []
     meshes = []
     turn = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     ivory = np.clip(0.25 + 0.7 * colour, 0, 0.8)
@@ -215,7 +219,7 @@ def _buttons(cloth: Mesh, open_front: float, colour: np.ndarray) -> list[Mesh]:
         circle = np.cos(turn)[:, None] * side + np.sin(turn)[:, None] * up
         rows = np.stack([centre + r * circle + h * normal for r, h in ((0.0, 0.006), (0.011, 0.008), (0.0135, 0.006), (0.0135, 0))])
         meshes.append(loft(rows, ivory, GLOSSY, closed=True))
-    strip = np.linspace(y[0] + 0.05, -0.93, 24) if len(y) else np.zeros(0)
+    strip = np.linspace(y[0] + 0.04, -0.86, 24)
     for x in (-0.032, 0.034):  # the placket's two edges, as narrow raised seams
         line = np.array([[x, h, 0.6] for h in strip])
         _, nearest = cKDTree(cloth.vertices[:, :2] + 9.0 * (cloth.vertices[:, 2:] < 0)).query(line[:, :2])
@@ -241,7 +245,7 @@ def _hood(ring: np.ndarray, cloth: Mesh, colour: np.ndarray, rng) -> list[Mesh]:
     white = np.clip(colour * 0.4 + 0.35, 0, 0.8)
     for side in (-1, 1):
         start = centre[(side * 9) % len(ring)] + 0.02 * out[(side * 9) % len(ring)] - 0.02 * UP
-        drop = np.linspace(0, rng.uniform(0.22, 0.34), 20)
+        drop = np.linspace(0, rng.uniform(0.12, 0.2), 20)
         path = start - drop[:, None] * UP + np.outer(0.02 * np.sin(drop * 12 + phase), [side, 0, 0])
         path = _above(path + [0, 0, 0.05], cloth, 0.012) * [1, 1, 1]
         path[:, 2] = np.convolve(np.pad(path[:, 2], 2, mode="edge"), np.ones(5) / 5, mode="valid")

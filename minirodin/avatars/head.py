@@ -19,7 +19,8 @@ from minirodin.avatars.mesh import subdivide, triangulate, vertex_normals
 
 ASSET = Path(__file__).with_name("head.safetensors")
 YOUNG, OLD = 25.0, 80.0  # years that the corner shapes stand for
-CHIN_TO_CROWN = 0.85
+CROWN, CHIN_TO_CROWN, REST_SIZE = 0.62, 0.95, 0.85  # the average head in the fixed world; its size in `rest`
+RADIUS = 0.985  # everything lies in this ball, which every view of the project's cameras holds
 
 # Facial actions of each expression a person can wear.
 EXPRESSIONS = {
@@ -183,10 +184,12 @@ class HeadModel:
             self._add(points, name + ("+" if value > 0 else "-"), abs(value))
 
         chin, crown = points[self.landmarks["chin"]], points[self.landmarks["crown"]]
-        size = crown[1] - chin[1]
-        scale = self.scale * np.sqrt(CHIN_TO_CROWN / (self.scale * size))  # keeps half of how heads differ in size
+        ratio = np.sqrt(REST_SIZE / (self.scale * (crown[1] - chin[1])))  # keeps half of how heads differ in size
+        scale = self.scale * CHIN_TO_CROWN / REST_SIZE * ratio
         joints = self.ranges["joints"].start
-        origin = np.array([0, (chin[1] + crown[1]) / 2 - 0.2 / scale, points[joints + self.joints.index("head"), 2] - 0.02])
+        middle = CROWN - CHIN_TO_CROWN / 2
+        depth = points[joints + self.joints.index("head"), 2] - 0.02
+        origin = np.array([0, (chin[1] + crown[1]) / 2 - middle / scale, depth])
         for name, value in (expression or {}).items():
             self._add(points, "face:" + name, value)
         points = self._settle((points - origin) * scale)
@@ -207,24 +210,19 @@ class HeadModel:
             points[rows] += value * delta
 
     def _settle(self, points: np.ndarray) -> np.ndarray:
-        """Shoulders drawn into the box, and the bottom edge laid on one curve, its shift fading out towards the neck."""
-        x = points[:, 0]
-        wide = np.sign(x) * (0.62 + 0.33 * np.tanh((np.abs(x) - 0.62) / 0.33))
+        """Shoulders drawn in, and the bottom edge laid on the ball, its shift fading out towards the neck."""
         points = points.copy()
-        points[:, 0] = np.where(np.abs(x) > 0.62, wide, x)
+        points[:, 0] = drawn_in(points[:, 0])
         edge = points[self.loop]
         for _ in range(12):  # the notch under each arm fills up
             edge = edge + 0.5 * (0.5 * (np.roll(edge, 1, axis=0) + np.roll(edge, -1, axis=0)) - edge)
-        edge[:, 1] = bottom(edge[:, 0])
-        shift = edge - points[self.loop]
-        points[self.bust_rows] += self.bust_weights @ shift
+        edge[:, 1] = bottom(edge)
+        points[self.bust_rows] += self.bust_weights @ (edge - points[self.loop])
         points[self.loop] = edge
-        n = len(self.loop)
-        cap = self.ranges["cap"]
         centre = edge.mean(axis=0)
-        rings = [edge + (centre - edge) * t for t in (0.05, 0.5)]
-        points[cap] = np.concatenate([*rings, centre[None]])
-        assert cap.stop - cap.start == 2 * n + 1
+        cap = np.concatenate([*[edge + (centre - edge) * t for t in (0.08, 0.5)], centre[None]])
+        cap[:, 1] = np.maximum(bottom(cap), -0.955)
+        points[self.ranges["cap"]] = cap
         return points
 
 
@@ -234,9 +232,14 @@ def load_head() -> HeadModel:
     return HeadModel()
 
 
-def bottom(x: np.ndarray) -> np.ndarray:
-    """Height of the bust's lower edge: level under the chest, rising towards the arms."""
-    return -0.95 + 0.22 * (np.abs(x) / 0.93) ** 4
+def bottom(points: np.ndarray) -> np.ndarray:
+    """Height at which the bust ends under points (M, 3): the lower half of a ball a little smaller than RADIUS."""
+    return -np.sqrt(np.maximum((RADIUS - 0.015) ** 2 - points[:, 0] ** 2 - points[:, 2] ** 2, 0))
+
+
+def drawn_in(x: np.ndarray) -> np.ndarray:
+    """Shoulders narrowed: |x| beyond 0.45 runs against 0.77."""
+    return np.where(np.abs(x) > 0.45, np.sign(x) * (0.45 + 0.32 * np.tanh((np.abs(x) - 0.45) / 0.32)), x)
 
 
 def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:

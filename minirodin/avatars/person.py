@@ -1,6 +1,6 @@
 """A whole person: head, colours, hair, clothes and accessories put together, as one mesh with words to go with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,5 +52,11 @@ def build_person(who: Attributes | int, detail: int = 2) -> Person:
     skin = make_mesh(shape.vertices, bare, skin_albedo(shape, a), SKIN, normals=shape.normals)
     field = head_field(shape, clothes)
     meshes = [skin, *face_meshes(shape, a), *clothes, *grow_hair(shape, field, a), *grow_facial_hair(shape, field, a)]
-    meshes += make_accessories(shape, field, a)
-    return Person(quantised(concatenate(meshes)), a)
+    mesh = concatenate([*meshes, *make_accessories(shape, field, a)])
+    return Person(quantised(replace(mesh, vertices=within_ball(mesh.vertices))), a)
+
+
+def within_ball(points: np.ndarray) -> np.ndarray:
+    """Points (V, 3) with those beyond 0.95 of the origin drawn in under 1: what every view can see."""
+    distance = np.linalg.norm(points, axis=1, keepdims=True)
+    return points * np.where(distance > 0.95, (0.95 + 0.05 * np.tanh((distance - 0.95) / 0.05)) / np.maximum(distance, 1e-9), 1)

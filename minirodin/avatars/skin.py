@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.spatial import cKDTree
 
-from minirodin.avatars.attributes import Attributes, linear
+from minirodin.avatars.attributes import HAIR_COLORS, Attributes, linear
 from minirodin.avatars.head import Eye, HeadShape, smoothstep
 from minirodin.avatars.mesh import EYE, SKIN, Mesh, make_mesh
 
@@ -23,8 +23,8 @@ def waves(points: np.ndarray, rng, frequency: float, count: int = 10) -> np.ndar
     return np.cos(points @ k.T + phase).sum(axis=1) * (2 / count) ** 0.5
 
 
-def skin_albedo(shape: HeadShape, a: Attributes, stubble: np.ndarray | None = None) -> np.ndarray:
-    """Linear RGB (V, 3) of the skin's vertices; `stubble` (V,) is how much of the hair's colour shows through."""
+def skin_albedo(shape: HeadShape, a: Attributes) -> np.ndarray:
+    """Linear RGB (V, 3) of the skin's vertices."""
     rng, rest, masks = a.rng("skin"), shape.rest.astype(np.float32), shape.masks
     x, pale = np.abs(rest[:, 0]), 1 - a.skin_tone
     mirrored = np.stack([x, rest[:, 1], rest[:, 2]], axis=1)
@@ -52,9 +52,10 @@ def skin_albedo(shape: HeadShape, a: Attributes, stubble: np.ndarray | None = No
         albedo = _freckles(albedo, rest, masks, a.freckles, rng)
     if old > 0:
         albedo = _freckles(albedo, rest, masks, 0.12 * old, rng, size=0.010, strength=0.35)
-    if stubble is not None:
-        hair = linear_hair(a)
-        albedo = albedo + stubble[:, None] * (0.6 * hair + 0.06 * tone - albedo)
+    if a.facial_hair == "stubble":
+        grain = np.clip(0.6 + 0.35 * waves(rest, rng, 300, 14), 0, 1)
+        shade = np.maximum(masks["beard"], masks["moustache"]) * grain * (0.45 + 0.25 * a.facial_hair_length)
+        albedo = albedo + shade[:, None] * (0.6 * linear(HAIR_COLORS[a.hair_color]) + 0.1 * tone - albedo)
 
     lips = smoothstep(0.25, 0.75, masks["lips"])
     natural = tone * (np.array([0.80, 0.45, 0.44]) * pale + np.array([0.98, 0.66, 0.68]) * (1 - pale))
@@ -77,13 +78,6 @@ def skin_albedo(shape: HeadShape, a: Attributes, stubble: np.ndarray | None = No
     inside = smoothstep(0.3, 0.9, masks["inside_mouth"]) * (1 - lips)
     albedo = albedo + inside[:, None] * (np.array([0.16, 0.035, 0.03]) - albedo)
     return np.clip(albedo, 0.003, 0.9)
-
-
-def linear_hair(a: Attributes) -> np.ndarray:
-    """Linear RGB of the person's hair."""
-    from minirodin.avatars.attributes import HAIR_COLORS
-
-    return linear(HAIR_COLORS[a.hair_color])
 
 
 def _freckles(albedo, rest, masks, amount, rng, size=0.0052, strength=1.0) -> np.ndarray:
