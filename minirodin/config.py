@@ -46,7 +46,7 @@ class RenderConfig:
 
     grid: int = 64  # occupancy cells an axis
     bins: int = 128  # occupancy look-ups a ray
-    samples: int = 24  # decoded samples a ray while fitting
+    samples: int = 32  # decoded samples a ray while fitting
     view_samples: int = 64  # decoded samples a ray for pictures
 
 
@@ -54,7 +54,7 @@ class RenderConfig:
 class FitConfig:
     """E3–E5: the optimisation. Stage one learns the shared decoder, stage two fits planes to it."""
 
-    shared_steps: int = 12000  # stage one, all groups together
+    shared_steps: int = 6000  # stage one, all groups together
     steps: int = 2000  # stage two, each group
     group: int = 64  # subjects fitted side by side
     rays: int = 4096  # per subject and step
@@ -64,15 +64,15 @@ class FitConfig:
     coarse_fraction: float = 0.15  # of the steps at base resolution only
     grid_every: int = 100  # steps between refreshes of the occupancy grid
     resolutions: tuple[int, ...] = (256, 128, 64)  # E5c: random rescaling …
-    resolution_weights: tuple[float, ...] = (0.5, 0.2, 0.3)  # … and how often each is drawn
+    resolution_weights: tuple[float, ...] = (0.4, 0.2, 0.4)  # … and how often each is drawn
     plane_noise: float = 0.02  # E5b: standard deviation added to the planes while fitting
     value_range: float = 1.0  # planes are clamped to ±this after each step (RodinHD clamps to ±1)
-    total_variation: float = 5e-3  # E4 smoothness
+    total_variation: float = 0.5  # E4 smoothness; what diffusability is bought with (results/fitting_study.json)
     magnitude: float = 1e-4  # E4 sparsity of the features
     sparsity: float = 1e-3  # E4 sparsity of the density at random points of the box
     free_space: float = 1e-1  # the same where the alpha masks show that nothing is
     distortion: float = 1e-3  # E4 compactness
-    checkpoint_every: int = 1000
+    checkpoint_every: int = 3000
     seed: int = 0
 
 

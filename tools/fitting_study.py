@@ -2,21 +2,20 @@
 
 For each setting: learn a decoder on the training people, fit the validation people under it, evaluate on held-out views.
 
-    minirodin avatars --count 128 --views 32 --seed 0 --out runs/study/train
+    minirodin avatars --count 64 --views 32 --seed 0 --out runs/study/train
     minirodin avatars --count 32 --views 32 --seed 1000000 --out runs/study/validation
     python tools/fitting_study.py runs/study/train runs/study/validation --out runs/study/fits
 
-Several GPUs share the settings: start one process a GPU with --rank and --world-size. Each setting leaves OUT/NAME.json.
+Each setting leaves OUT/NAME.json. `--only` picks settings, so that several GPUs can share them (tools/measure_fitting.sh).
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import tyro
 
 from minirodin.config import Config, preset
-from minirodin.evaluation import evaluate, write_json
+from minirodin.evaluation import evaluate, provenance, write_json
 from minirodin.fitting import fit_subjects
 
 
@@ -29,16 +28,21 @@ def settings(base: Config) -> dict[str, Config]:
     def channels(count: int) -> Config:
         return replace(base, triplane=replace(base.triplane, channels=count))
 
-    tv, noise = base.fit.total_variation, base.fit.plane_noise
+    smooth, noise = base.fit.total_variation, base.fit.plane_noise
+    one_size = {"resolutions": (base.triplane.resolution,), "resolution_weights": (1.0,)}
     return {
         "chosen": base,
-        "one size only": fit(resolutions=(base.triplane.resolution,), resolution_weights=(1.0,)),
-        "no plane noise": fit(plane_noise=0.0),
-        "plane noise ×3": fit(plane_noise=3 * noise),
-        "smoothness ÷10": fit(total_variation=tv / 10),
-        "smoothness ×10": fit(total_variation=tv * 10),
-        "8 channels": channels(8),
-        "32 channels": channels(32),
+        "one-size": fit(**one_size),
+        # What the paper warns of: no rescaling, and nothing of ours that makes planes smooth by construction either.
+        "one-size-plain": fit(**one_size, coarse_lr=0.0, coarse_fraction=0.0, total_variation=smooth / 100),
+        "smoothness-x4": fit(total_variation=smooth * 4),
+        "smoothness-d10": fit(total_variation=smooth / 10),
+        "smoothness-d100": fit(total_variation=smooth / 100),
+        "channels-8": channels(8),
+        "channels-32": channels(32),
+        "noise-none": fit(plane_noise=0.0),
+        "noise-x3": fit(plane_noise=3 * noise),
+        "density-d2": replace(base, decoder=replace(base.decoder, density_scale=base.decoder.density_scale / 2)),
     }
 
 
@@ -47,13 +51,11 @@ def main(
     validation: tyro.conf.Positional[Path],
     out: Path,
     preset_name: str = "small",
-    shared_steps: int = 4000,
-    steps: int = 2000,
+    shared_steps: int = 1200,
+    steps: int = 800,
     only: tuple[str, ...] = (),
-    rank: int = 0,
-    world_size: int = 1,
 ) -> None:
-    """Run the settings of this rank.
+    """Run the settings.
 
     Args:
         train: folder of captures for the decoder.
@@ -65,16 +67,16 @@ def main(
     """
     base = preset(preset_name)
     base = replace(base, fit=replace(base.fit, shared_steps=shared_steps, steps=steps))
-    chosen = [(n, c) for n, c in settings(base).items() if not only or n in only]
-    for name, config in chosen[rank::world_size]:
-        folder = out / name.replace(" ", "_").replace("×", "x").replace("÷", "d")
-        torch.cuda.empty_cache()
-        fit_subjects(train, config, folder / "shared")
-        fit_subjects(validation, config, folder / "fitted", decoder=folder / "shared" / "decoder.safetensors")
-        result = evaluate(folder / "fitted", validation, resolutions=(256, 128, 64))
+    for name, config in settings(base).items():
+        if only and name not in only:
+            continue
+        fit_subjects(train, config, out / name / "shared")
+        fit_subjects(validation, config, out / name / "fitted", decoder=out / name / "shared" / "decoder.safetensors")
+        result = evaluate(out / name / "fitted", validation, resolutions=base.fit.resolutions)
         result.pop("per_subject")
-        write_json({"setting": name, **result}, folder.with_suffix(".json"))
-        print(name, {k: round(v["psnr"], 2) for k, v in result["mean"].items()}, result["spectral_share"], flush=True)
+        budget = {"shared_steps": shared_steps, "steps": steps}
+        write_json({**provenance(), "setting": name, **budget, **result}, out / f"{name}.json")
+        print(name, {size: round(m["psnr"], 2) for size, m in result["mean"].items()}, flush=True)
 
 
 if __name__ == "__main__":
