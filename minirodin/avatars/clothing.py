@@ -36,7 +36,7 @@ def dress(shape: HeadShape, a: Attributes) -> tuple[list[Mesh], np.ndarray]:
 
 
 def collar_line(rest: np.ndarray, lower: float = 0.0) -> np.ndarray:
-    """Depth (V,) of points of the average head below a crew neckline: half an ellipse from the front, shallow behind."""
+    """Depth (V,) of points of the average head below a crew neckline: half an ellipse in front, shallow behind."""
     x, y, z = rest.T
     below = np.minimum(y + 0.30, 0)
     wide, deep = 0.25 + 0.4 * lower, 0.055 + (0.175 + lower) * smoothstep(-0.15, 0.12, z)
@@ -59,8 +59,9 @@ def _sheet(shape: HeadShape, depth: np.ndarray, rng, thick: float) -> tuple[np.n
     rest = shape.rest
     edge = shape.vertices[:, 1] - bottom(shape.vertices)
     low = smoothstep(0.05, 0.3, depth) * smoothstep(0.0, 0.1, edge)
-    drape = waves(rest * [1.0, 0.35, 1.0] + [0, 0, 0], rng, 13, 6)  # folds that hang down
-    pull = waves(rest @ np.array([[0.7, 0.7, 0], [-0.5, 0.5, 0.2], [0, 0, 0.6]]), rng, 16, 5)  # folds across the shoulders
+    drape = waves(rest * [1.0, 0.35, 1.0], rng, 13, 6)  # folds that hang down
+    slanted = rest @ np.array([[0.7, 0.7, 0], [-0.5, 0.5, 0.2], [0, 0, 0.6]])
+    pull = waves(slanted, rng, 16, 5)  # folds from the shoulders
     folds = 0.012 * (1 - np.abs(drape)) + 0.007 * (1 - np.abs(pull))
     rib = smoothstep(0.045, 0.03, depth)
     bump = 0.007 * rib * np.clip(depth / 0.02, 0, 1)
@@ -119,7 +120,9 @@ def _clip(depth, faces, sheet, inner, values):
     outer, under = extend(sheet), extend(inner)[len(depth) :]
     start, rim = len(outer), len(unique)
     lower = border - len(depth) + start
-    pieces += [np.stack([border[:, 0], border[:, 1], lower[:, 1]], 1), np.stack([border[:, 0], lower[:, 1], lower[:, 0]], 1)]
+    b, c = border.T
+    d, e = lower.T
+    pieces += [np.stack([b, c, e], 1), np.stack([b, e, d], 1)]
     triangles, vertices = np.concatenate(pieces), np.concatenate([outer, under])
     values = [np.concatenate([extend(v), extend(v)[len(depth) :]]) for v in values]
     used = np.unique(triangles)
@@ -162,13 +165,13 @@ def loft(rows: np.ndarray, albedo, material: int = CLOTH, closed: bool = False) 
     return make_mesh(rows.reshape(-1, 3), faces, albedo, material)
 
 
-def _above(points: np.ndarray, cloth: Mesh, clearance) -> np.ndarray:
+def _above(points: np.ndarray, cloth: Mesh, clearance: float) -> np.ndarray:
     """Points (..., 3) lifted off the cloth to at least `clearance`."""
     flat = points.reshape(-1, 3)
     _, nearest = cKDTree(cloth.vertices).query(flat)
     height = ((flat - cloth.vertices[nearest]) * cloth.normals[nearest]).sum(axis=1)
-    lifted = flat + np.clip(np.broadcast_to(clearance, points.shape[:-1]).ravel() - height, 0, None)[:, None] * cloth.normals[nearest]
-    return lifted.reshape(points.shape)
+    missing = np.clip(clearance - height, 0, None)[:, None]
+    return (flat + missing * cloth.normals[nearest]).reshape(points.shape)
 
 
 def _collar(ring: np.ndarray, cloth: Mesh, colour: np.ndarray, rng) -> list[Mesh]:
@@ -217,7 +220,8 @@ def _buttons(cloth: Mesh, open_front: float, colour: np.ndarray) -> list[Mesh]:
         side /= np.linalg.norm(side)
         up = np.cross(normal, side)
         circle = np.cos(turn)[:, None] * side + np.sin(turn)[:, None] * up
-        rows = np.stack([centre + r * circle + h * normal for r, h in ((0.0, 0.006), (0.011, 0.008), (0.0135, 0.006), (0.0135, 0))])
+        profile = ((0.0, 0.006), (0.011, 0.008), (0.0135, 0.006), (0.0135, 0.0))  # radius, height
+        rows = np.stack([centre + r * circle + h * normal for r, h in profile])
         meshes.append(loft(rows, ivory, GLOSSY, closed=True))
     strip = np.linspace(y[0] + 0.04, -0.86, 24)
     for x in (-0.032, 0.034):  # the placket's two edges, as narrow raised seams
@@ -225,7 +229,8 @@ def _buttons(cloth: Mesh, open_front: float, colour: np.ndarray) -> list[Mesh]:
         _, nearest = cKDTree(cloth.vertices[:, :2] + 9.0 * (cloth.vertices[:, 2:] < 0)).query(line[:, :2])
         line[:, 2] = cloth.vertices[nearest, 2]
         line[:, 2] = np.convolve(np.pad(line[:, 2], 2, mode="edge"), np.ones(5) / 5, mode="valid") + 0.003
-        rows = np.stack([line + [x, 0, z] for x, z in ((0.004, -0.004), (0, 0.004), (-0.004, -0.004))])
+        profile = np.array([[0.004, 0, -0.004], [0, 0, 0.004], [-0.004, 0, -0.004]])
+        rows = line + profile[:, None]
         meshes.append(loft(rows, np.clip(0.8 * colour, 0, 0.9)))
     return meshes
 
@@ -240,14 +245,14 @@ def _hood(ring: np.ndarray, cloth: Mesh, colour: np.ndarray, rng) -> list[Mesh]:
     phase = rng.uniform(0, 6)
     puff = 1 + 0.10 * np.sin(5 * angle + phase + 1.5 * np.sin(around[..., 0]))[..., None] * np.sin(around)
     rows = centre + size * puff * (np.cos(around) * out * 1.15 - np.sin(around) * UP * 0.85)
-    crease = np.clip(0.8 + 0.25 * np.cos(around[..., 0] + np.pi), 0, 1)
-    meshes = [loft(rows, (colour * np.broadcast_to(crease[..., None], rows.shape[:2] + (1,))).reshape(-1, 3), closed=True)]
+    crease = np.repeat(np.clip(0.8 - 0.25 * np.cos(around[:, 0, 0]), 0, 1), len(ring))
+    meshes = [loft(rows, colour * crease[:, None], closed=True)]
     white = np.clip(colour * 0.4 + 0.35, 0, 0.8)
     for side in (-1, 1):
         start = centre[(side * 9) % len(ring)] + 0.02 * out[(side * 9) % len(ring)] - 0.02 * UP
         drop = np.linspace(0, rng.uniform(0.12, 0.2), 20)
         path = start - drop[:, None] * UP + np.outer(0.02 * np.sin(drop * 12 + phase), [side, 0, 0])
-        path = _above(path + [0, 0, 0.05], cloth, 0.012) * [1, 1, 1]
+        path = _above(path + np.array([0, 0, 0.05]), cloth, 0.012)
         path[:, 2] = np.convolve(np.pad(path[:, 2], 2, mode="edge"), np.ones(5) / 5, mode="valid")
         turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)[None, :, None]
         radius = np.r_[np.full(17, 0.0085), 0.011, 0.011, 0.002][:, None, None]

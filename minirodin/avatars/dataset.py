@@ -18,8 +18,16 @@ LAST_SEED = 2_000_000  # seeds below 1 000 000 are for training, the rest below 
 _renderer = None
 
 
-def make_people(out: str | Path, count: int, views: int = 24, size: int = 256, seed: int = 0, workers: int | None = None,
-                detail: int = 2, show_progress: bool = True) -> list[Path]:  # fmt: skip
+def make_people(
+    out: str | Path,
+    count: int,
+    views: int = 24,
+    size: int = 256,
+    seed: int = 0,
+    workers: int | None = None,
+    detail: int = 2,
+    show_progress: bool = True,
+) -> list[Path]:
     """Render the subjects `seed` … `seed + count - 1` into folders `out/000017`, named by their seed.
 
     Folders that are already there are kept, so the same call resumes an interrupted run.
@@ -69,7 +77,7 @@ def make_person(seed: int, views: int, size: int, detail: int, folder: Path) -> 
     try:
         return save_capture(capture, folder)
     except OSError as error:
-        raise DataError(f"{folder} could not be written ({error.strerror}): make room or choose another folder") from None
+        raise DataError(f"{folder} cannot be written ({error.strerror}): make room or choose another folder") from None
 
 
 def render_person(attributes: Attributes, cameras: Cameras, name: str = "person", detail: int = 2) -> Capture:
@@ -96,7 +104,7 @@ def _in_parallel(todo: list, workers: int, threads: int, bar) -> None:
             future.result()
             bar.update()
     except BrokenProcessPool:
-        raise DataError("a worker process died (out of memory?): run again with fewer workers, finished people are kept") from None
+        raise DataError("a process died (out of memory?): run again with fewer workers, finished people stay") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -120,13 +128,14 @@ def _is_done(folder: Path, views: int, size: int) -> bool:
         raise DataError(f"{path} is not a capture of this program: move it away or choose another folder") from None
     if found != (views, size):
         raise ConfigError(
-            f"{folder} has {found[0]} views of {found[1]} pixels, {views} of {size} were asked for: choose another folder"
+            f"{folder} has {found[0]} views of {found[1]} pixels, not {views} of {size}: choose another folder"
         )
     return True
 
 
 def _check(count: int, views: int, size: int, seed: int) -> None:
-    for name, value, low, high in (("count", count, 1, LAST_SEED), ("views", views, 1, 10_000), ("size", size, 8, 8192)):
+    limits = (("count", count, 1, LAST_SEED), ("views", views, 1, 10_000), ("size", size, 8, 8192))
+    for name, value, low, high in limits:
         if not low <= value <= high:
             raise ConfigError(f"{name} is {value}: give {low} to {high}")
     if seed < 0 or seed + count > LAST_SEED:

@@ -6,7 +6,7 @@ curve, and subdivided twice (Catmull-Clark), which is one sparse matrix product.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -27,7 +27,10 @@ EXPRESSIONS = {
     "neutral": {},
     "slight smile": {"mouthSmile": 0.35, "cheekSquint": 0.15, "mouthDimple": 0.1},
     "smile": {"mouthSmile": 0.75, "cheekSquint": 0.45, "eyeSquint": 0.2, "mouthDimple": 0.2},
-    "open smile": {"mouthSmile": 0.8, "cheekSquint": 0.5, "eyeSquint": 0.2, "jawOpen": 0.16, "mouthUpperUp": 0.35, "mouthLowerDown": 0.15},
+    "open smile": {
+        **{"mouthSmile": 0.8, "cheekSquint": 0.5, "eyeSquint": 0.2},
+        **{"jawOpen": 0.16, "mouthUpperUp": 0.35, "mouthLowerDown": 0.15},
+    },
     "frown": {"mouthFrown": 0.6, "browDown": 0.45, "mouthPress": 0.2},
     "stern": {"browDown": 0.7, "mouthPress": 0.35, "eyeSquint": 0.25},
     "surprised": {"browInnerUp": 0.8, "browOuterUp": 0.8, "eyeWide": 0.6, "jawOpen": 0.2},
@@ -99,25 +102,9 @@ class HeadShape:
         return cKDTree(self.vertices)
 
     def closest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Signed distance (M,) of points (M, 3) to the skin, positive outside, and the index (M,) of the nearest vertex."""
+        """Signed distance (M,) of points (M, 3) to the skin, positive outside, and the nearest vertex (M,)."""
         _, index = self.tree.query(points)
         return ((points - self.vertices[index]) * self.normals[index]).sum(axis=1), index
-
-    def push_out(self, points: np.ndarray, clearance) -> np.ndarray:
-        """Points (M, 3) moved along the skin's normal so that none is nearer to it than `clearance` (M,)."""
-        distance, index = self.closest(points)
-        return points + np.maximum(clearance - distance, 0)[:, None] * self.normals[index]
-
-    def sample(self, density: np.ndarray, count: int, rng) -> tuple[np.ndarray, np.ndarray]:
-        """Random points on the skin, `density` (V,) ≥ 0 per area: triangle index (count,) and barycentric (count, 3)."""
-        a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
-        area = np.linalg.norm(np.cross(b - a, c - a), axis=1) * density[self.faces].mean(axis=1)
-        total = np.cumsum(area)
-        face = np.minimum(np.searchsorted(total, rng.random(count) * total[-1]), len(area) - 1)
-        u, v = rng.random((2, count))
-        flip = u + v > 1
-        u, v = np.where(flip, 1 - u, u), np.where(flip, 1 - v, v)
-        return face, np.stack([1 - u - v, u, v], axis=1)
 
     def on_skin(self, values: np.ndarray, face: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
         """Per-vertex values (V, ...) at sampled points, (count, ...)."""
@@ -180,7 +167,10 @@ class HeadModel:
         corners = np.outer([1 - gender, gender], [1 - a, a]).ravel()
         points = self.mean + np.tensordot(np.outer(corners, by_weight).ravel(), self.base, 1)
         points = points + np.tensordot(np.outer(corners, by_ancestry).ravel(), self.ancestry, 1)
-        for name, value in (local or {}).items():
+        # MakeHuman's weight leaves the head alone: its local changes fatten it.
+        fat = {"head-fat": 0.9, "cheek-volume": 0.25, "neck-scale-horiz": 0.35, "neck-scale-depth": 0.3}
+        changes = [(name, value * (w - 1)) for name, value in fat.items()] + [("neck-double", max(0, 1.1 * (w - 1.1)))]
+        for name, value in [*changes, *(local or {}).items()]:
             self._add(points, name + ("+" if value > 0 else "-"), abs(value))
 
         chin, crown = points[self.landmarks["chin"]], points[self.landmarks["crown"]]
@@ -198,7 +188,8 @@ class HeadModel:
         vertices = surface.matrix @ points[: self.count]
         parts = {n: (points[self.ranges[n]], faces) for n, faces in self.parts.items()}
         marks = {n: vertices[i] for n, i in self.landmarks.items()}  # subdivision keeps the first vertices in place
-        marks |= {n.replace("l-", "left_").replace("r-", "right_"): points[joints + i] for i, n in enumerate(self.joints)}
+        names = [name.replace("l-", "left_").replace("r-", "right_") for name in self.joints]
+        marks |= dict(zip(names, points[self.ranges["joints"]], strict=True))
         marks |= {n: points[self.ranges[n]] for n in self.ranges if n.endswith("_lid")}
         eyes = tuple(_eye(points[self.ranges[side + "_eye"]], gaze) for side in ("left", "right"))
         normals = vertex_normals(vertices, surface.faces)
@@ -249,7 +240,10 @@ def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
 
 
 # Height of the hairline and of the beard's upper edge in the average head, by angle from the front (radians).
-HAIRLINE = ((0, 0.4, 0.75, 0.95, 1.1, 1.22, 1.34, 1.45, 1.75, 2.1, 2.6, 3.15), (0.485, 0.475, 0.44, 0.36, 0.26, 0.12, 0.13, 0.2, 0.16, 0.0, -0.07, -0.07))
+HAIRLINE = (
+    (0, 0.4, 0.75, 0.95, 1.1, 1.22, 1.34, 1.45, 1.75, 2.1, 2.6, 3.15),
+    (0.485, 0.475, 0.44, 0.36, 0.26, 0.12, 0.13, 0.2, 0.16, 0.0, -0.07, -0.07),
+)
 BEARD = ((0, 0.2, 0.3, 0.5, 0.8, 1.1, 1.22, 1.3), (-0.09, -0.09, 0.0, 0.01, 0.03, 0.08, 0.15, 0.15))
 
 
@@ -260,9 +254,11 @@ def regions(rest: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, np.ndar
     bare = (1 - smoothstep(0.1, 0.5, masks["ears"])) * (1 - smoothstep(0.02, 0.3, masks["inside_mouth"]))
     no_lips = bare * (1 - smoothstep(0.2, 0.6, masks["lips"]))
     scalp = bare * smoothstep(-0.015, 0.015, y - np.interp(angle, *HAIRLINE))
-    jaw = smoothstep(0.015, -0.015, y - np.interp(angle, *BEARD)) * smoothstep(-0.29, -0.23, y - 0.45 * (0.38 - z).clip(0))
+    below_cheek, above_neck = y - np.interp(angle, *BEARD), y - 0.45 * (0.38 - z).clip(0)
+    jaw = smoothstep(0.015, -0.015, below_cheek) * smoothstep(-0.29, -0.23, above_neck)
     beard = no_lips * jaw * smoothstep(1.32, 1.22, angle)
-    moustache = no_lips * smoothstep(-0.06, -0.03, y) * smoothstep(0.05, 0.02, y) * smoothstep(0.12, 0.10, x) * (z > 0.4)
+    under_nose = smoothstep(-0.06, -0.03, y) * smoothstep(0.05, 0.02, y) * smoothstep(0.12, 0.10, x)
+    moustache = no_lips * under_nose * (z > 0.4)
     torso = smoothstep(-0.30, -0.44, y)
     return {"scalp": scalp, "beard": beard, "moustache": moustache, "torso": torso, "bare": bare}
 

@@ -71,7 +71,7 @@ def ribbons(points: np.ndarray, radius, albedo, centre=(0.0, 0.2, 0.0), normals:
         return np.repeat(values.reshape(n * s, -1), 2, axis=0)  # (2·N·S, C): left and right edge of each point
 
     first = 2 * (np.arange(n)[:, None] * s + np.arange(s - 1)).reshape(-1, 1)
-    faces = np.concatenate([first + [0, 1, 2], first + [1, 3, 2]])
+    faces = np.concatenate([first + np.array([0, 1, 2]), first + np.array([1, 3, 2])])
     width = twice(radius)[:, 0] * np.tile([-1.0, 1.0], n * s)
     return make_mesh(twice(points), faces, twice(albedo), HAIR, twice(normals), twice(tangents), width)
 

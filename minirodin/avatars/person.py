@@ -24,7 +24,7 @@ class Person:
 
 
 # Local changes that move the whole head, turn it into a caricature or do not go with the rest.
-_STIFF = ("head-trans", "neck-trans", "head-age", "head-angle", "ear-shape", "neck-double", "eye-scale", "head-scale")
+_STIFF = ("head-trans", "neck-", "head-", "ear-shape", "eye-scale", "measure")
 _SPREAD = {"nose": 0.17, "mouth": 0.15, "chin": 0.18, "cheek": 0.2, "ear": 0.2, "eye": 0.13, "forehead": 0.2}
 
 
@@ -35,8 +35,9 @@ def head_shape(a: Attributes, model: HeadModel | None = None, detail: int = 2) -
     draws = a.local_shape(len(names))
     local = {n: float(_SPREAD.get(n.split("-")[0], 0.12) * d) for n, d in zip(names, draws, strict=True)}
     rng = a.rng("head")
-    local |= {"head-scale-horiz": rng.normal(0, 0.2), "head-scale-depth": rng.normal(0, 0.2), "head-scale-vert": rng.normal(0, 0.15)}
-    local["neck-double"] = max(0.0, 1.2 * (a.weight - 0.6) + rng.normal(0, 0.1))
+    wide, deep, high = rng.normal(0, [0.2, 0.2, 0.15])
+    local |= {"head-scale-horiz": wide, "head-scale-depth": deep, "head-scale-vert": high}
+    local["neck-scale-horiz"] = local["neck-scale-depth"] = 0.8 * (a.muscle - 0.5) + rng.normal(0, 0.1)
     expression = {k: v * rng.uniform(0.75, 1.1) for k, v in EXPRESSIONS[a.expression].items()}
     gender = rng.uniform(0, 0.2) if a.gender == "woman" else rng.uniform(0.8, 1)
     gaze = rng.normal(0, 3), rng.normal(0, 2)
@@ -59,4 +60,5 @@ def build_person(who: Attributes | int, detail: int = 2) -> Person:
 def within_ball(points: np.ndarray) -> np.ndarray:
     """Points (V, 3) with those beyond 0.95 of the origin drawn in under 1: what every view can see."""
     distance = np.linalg.norm(points, axis=1, keepdims=True)
-    return points * np.where(distance > 0.95, (0.95 + 0.05 * np.tanh((distance - 0.95) / 0.05)) / np.maximum(distance, 1e-9), 1)
+    inside = 0.95 + 0.05 * np.tanh((distance - 0.95) / 0.05)
+    return points * np.where(distance > 0.95, inside / np.maximum(distance, 1e-9), 1)

@@ -57,9 +57,10 @@ class Renderer:
 
             self.gl = moderngl.create_context(standalone=True, backend="egl", require=330)
         except Exception as error:  # moderngl raises plain exceptions of many kinds when a driver is missing
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RenderError(
-                f"no OpenGL through EGL ({str(error).splitlines()[0] if str(error) else type(error).__name__}): install a "
-                "driver, for example Mesa's (Debian, Ubuntu: apt-get install libegl1 libgl1-mesa-dri libgles2)"
+                f"no OpenGL through EGL ({reason}): install a driver, for example Mesa's "
+                "(Debian, Ubuntu: apt-get install libegl1 libgl1-mesa-dri libgles2)"
             ) from None
         self.moderngl, gl = moderngl, self.gl
         directions, radiance, share = _light()
@@ -83,26 +84,29 @@ class Renderer:
 
     def render(self, mesh: Mesh, cameras: Cameras) -> np.ndarray:
         """All views of a mesh: (N, H, W, 4) uint8 sRGB with straight alpha."""
-        columns = [mesh.vertices, mesh.normals, mesh.albedo, mesh.material[:, None], mesh.tangents, mesh.width[:, None]]
-        vertices = self.gl.buffer(np.concatenate(columns, axis=1).astype("f4").tobytes())
+        vertices = self._vertices(mesh)
         solid = mesh.material[mesh.faces[:, 0]] != LENS
         faces = np.concatenate([mesh.faces[solid], mesh.faces[~solid]]).astype("i4")  # lenses are drawn last
-        indices = self.gl.buffer(faces.tobytes())
-        light = self._bake(mesh, vertices, faces[: int(solid.sum())])
-        drawn = self.gl.vertex_array(
-            self.program, [(vertices, LAYOUT, *FIELDS), (light, "3f 2f", "light", "seen")], indices, skip_errors=True
-        )
+        indices, light = self.gl.buffer(faces.tobytes()), self.baked_light(mesh, vertices)
+        content = [(vertices, LAYOUT, *FIELDS), (light, "3f 2f", "light", "seen")]
+        drawn = self.gl.vertex_array(self.program, content, indices, skip_errors=True)
         images = [self._view(drawn, int(solid.sum()) * 3, len(faces) * 3, cameras, i) for i in range(len(cameras))]
         for resource in (drawn, light, indices, vertices):
             resource.release()
         return np.stack(images)
 
-    def _bake(self, mesh: Mesh, vertices, faces: np.ndarray):
-        """A buffer with the light of each vertex."""
+    def _vertices(self, mesh: Mesh):
+        columns = [mesh.vertices, mesh.normals, mesh.albedo, mesh.material[:, None], mesh.tangents, mesh.width[:, None]]
+        return self.gl.buffer(np.concatenate(columns, axis=1).astype("f4").tobytes())
+
+    def baked_light(self, mesh: Mesh, vertices=None):
+        """A buffer with five float32 a vertex: irradiance (RGB), and how much of the key and of the sky is seen."""
         gl, moderngl = self.gl, self.moderngl
+        vertices = vertices or self._vertices(mesh)
+        kind = mesh.material[mesh.faces[:, 0]]
         # Every other piece of hair casts shadow: as soft, and half the work.
-        casts = (mesh.material[faces[:, 0]] != HAIR) | (faces.min(axis=1) // 2 % 2 == 0)
-        indices = gl.buffer(faces[casts].tobytes())
+        casts = (kind != LENS) & ((kind != HAIR) | (mesh.faces.min(axis=1) // 2 % 2 == 0))
+        indices = gl.buffer(mesh.faces[casts].astype("i4").tobytes())
         caster = gl.vertex_array(self.depth_program, [(vertices, LAYOUT, *FIELDS)], indices, skip_errors=True)
         self.depth_target.use()
         gl.enable_only(moderngl.DEPTH_TEST)
@@ -123,7 +127,7 @@ class Renderer:
 
     def _view(self, drawn, solid: int, total: int, cameras: Cameras, view: int) -> np.ndarray:
         gl, moderngl = self.gl, self.moderngl
-        samples, sampled, mean, averaged, final, factor = self._target(cameras.width, cameras.height)
+        samples, sampled, mean, averaged, final, _ = self._target(cameras.width, cameras.height)
         projection, eye = camera_projection(cameras, view)
         self.program["projection"].write(projection.T.astype("f4").tobytes())
         self.program["eye"].value = tuple(eye)
@@ -134,7 +138,7 @@ class Renderer:
         drawn.render(vertices=solid)
         if total > solid:
             gl.enable(moderngl.BLEND)
-            gl.blend_func = (moderngl.SRC_ALPHA, moderngl.ONE_MINUS_SRC_ALPHA, moderngl.ONE, moderngl.ONE_MINUS_SRC_ALPHA)
+            gl.blend_func = moderngl.SRC_ALPHA, moderngl.ONE_MINUS_SRC_ALPHA, moderngl.ONE, moderngl.ONE_MINUS_SRC_ALPHA
             self.program["lenses"].value = True
             drawn.render(vertices=total - solid, first=solid)
         gl.enable_only(moderngl.NOTHING)
@@ -157,7 +161,7 @@ class Renderer:
             size = (width * factor, height * factor)
             limit = gl.info["GL_MAX_TEXTURE_SIZE"]
             if max(size) > limit:
-                raise RenderError(f"{width}×{height} pixels are more than this driver draws: at most {limit // factor}")
+                raise RenderError(f"{width}×{height} pixels: this driver draws at most {limit // factor} a side")
             samples, mean = gl.texture(size, 4), gl.texture((width, height), 4, dtype="f4")
             sampled = gl.framebuffer([samples], gl.depth_renderbuffer(size))
             averaged, final = gl.framebuffer([mean]), gl.framebuffer([gl.texture((width, height), 4)])
@@ -176,7 +180,8 @@ def camera_projection(cameras: Cameras, view: int) -> tuple[np.ndarray, np.ndarr
     distance = np.linalg.norm(pose[:3, 3])
     near, far = max(distance - 1.8, 0.05), distance + 1.8
     depth = (far + near) / (far - near), 2 * far * near / (far - near)
-    clip = np.array([[2 * fx / w, 0, 1 - 2 * cx / w, 0], [0, -2 * fy / h, 1 - 2 * cy / h, 0], [0, 0, -depth[0], -depth[1]], [0, 0, -1, 0]])
+    across, down = (2 * fx / w, 0, 1 - 2 * cx / w, 0), (0, -2 * fy / h, 1 - 2 * cy / h, 0)
+    clip = np.array([across, down, (0, 0, -depth[0], -depth[1]), (0, 0, -1, 0)])
     return clip @ np.linalg.inv(pose), pose[:3, 3]
 
 

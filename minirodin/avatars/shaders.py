@@ -85,14 +85,14 @@ vec3 iris(vec3 q, vec3 tint, vec3 towards_light) {
     float fibre = 0.6 * waves(turn, 37.0) + 0.4 * waves(turn, 91.0);
     float depth = smoothstep(0.17, 0.46, r);
     vec3 colour = tint * mix(0.75, 1.35, fibre * (1.0 - 0.5 * depth));
-    colour += tint * vec3(1.0, 0.75, 0.4) * 0.35 * smoothstep(0.30, 0.19, r);            // collarette
-    colour *= 0.85 + 1.1 * max(-dot(q.xy, towards_light.xy), 0.0);                       // light gathers opposite the key
-    colour *= mix(1.0, 0.22, smoothstep(0.37, 0.48, r));                                 // limbal ring
-    colour = mix(vec3(0.004), colour, smoothstep(0.155, 0.185, r));                      // pupil
+    colour += tint * vec3(1.0, 0.75, 0.4) * 0.35 * smoothstep(0.30, 0.19, r);  // collarette
+    colour *= 0.85 + 1.1 * max(-dot(q.xy, towards_light.xy), 0.0);  // light gathers opposite the key
+    colour *= mix(1.0, 0.22, smoothstep(0.37, 0.48, r));  // limbal ring
+    colour = mix(vec3(0.004), colour, smoothstep(0.155, 0.185, r));  // pupil
     return q.z > 0.0 ? mix(colour, white, smoothstep(0.455, 0.515, r)) : white;
 }
 
-// Collar line, sleeve seam and pattern of a sheet of cloth: t = depth below the neckline, distance from the seam, style.
+// Collar line, sleeve seam and pattern of cloth: t = depth below the neckline, distance from the seam, style.
 vec3 weave(vec3 a, vec3 t) {
     float style = floor(t.z + 0.001), line = exp(-pow((t.x - 0.043) / 0.004, 2.0));
     if (t.x > 0.06) line = max(line, exp(-pow(t.y / 0.005, 2.0)));
@@ -101,7 +101,10 @@ vec3 weave(vec3 a, vec3 t) {
         float band = smoothstep(-0.15, 0.15, sin(P.y * 6.2831853 / period)) * step(0.05, t.x);
         a = mix(a, style == 1.0 ? vec3(0.72, 0.71, 0.67) : a * 0.22, band);
     } else if (style == 3.0) a *= t.x < 0.043 ? 0.35 : 1.0;
-    else if (style == 4.0) a *= 1.0 - 0.22 * (smoothstep(0.2, 0.5, sin(P.y * 80.0)) + smoothstep(0.2, 0.5, sin(t.y * 80.0)));
+    else if (style == 4.0) {
+        vec2 checks = smoothstep(0.2, 0.5, sin(vec2(P.y, t.y) * 80.0));
+        a *= 1.0 - 0.22 * (checks.x + checks.y);
+    }
     return a * (1.0 - 0.4 * line);
 }
 
@@ -113,11 +116,13 @@ void main() {
     float fresnel = pow(1.0 - max(dot(n, v), 0.0), 4.0), alpha = 1.0;
     vec3 c;
     if (M == 0) {
-        c = A * L + S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0)) + 0.07 * fresnel * S.y * S.y * sky(reflect(-v, n));
+        c = A * L + S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0));
+        c += 0.07 * fresnel * S.y * S.y * sky(reflect(-v, n));
     } else if (M == 1) {
         vec3 q = normalize(T), r = reflect(-v, n);
         float lid = mix(1.0, 0.6, smoothstep(0.1, 0.55, q.y));  // the upper lid's shadow
-        float window = smoothstep(0.972, 0.986, dot(r, vec3(0.36, 0.42, 0.83))) + 0.25 * smoothstep(0.95, 0.99, dot(r, vec3(-0.5, -0.1, 0.86)));
+        float window = smoothstep(0.972, 0.986, dot(r, vec3(0.36, 0.42, 0.83)));
+        window += 0.25 * smoothstep(0.95, 0.99, dot(r, vec3(-0.5, -0.1, 0.86)));
         c = iris(q, A, k) * L * lid + 0.03 * S.y * sky(r) + mix(0.45, 0.9, S.x) * window;
     } else if (M == 2) {
         vec3 t = normalize(T);
@@ -129,14 +134,16 @@ void main() {
         c = weave(A, T) * L + 0.03 * fresnel * S.y * sky(n);
     } else if (M == 4) {
         vec3 tint = mix(vec3(0.06), A, 0.55);
-        c = A * L * 0.75 + tint * (S.y * 0.8 * sky(reflect(-v, n)) + S.x * 1.6 * lobe(n, h, 70.0)) + 0.15 * fresnel * S.y;
+        vec3 mirror = S.y * 0.8 * sky(reflect(-v, n)) + S.x * 1.6 * lobe(n, h, 70.0);
+        c = A * L * 0.75 + tint * mirror + 0.15 * fresnel * S.y;
     } else {
         float shine = 0.25 * fresnel + S.x * 0.5 * lobe(n, h, 160.0);
         alpha = clamp(1.0 - dot(A, vec3(0.33)) + shine, 0.06, 0.95);
         c = (A * L * 0.5 * (alpha - shine) + shine * sky(reflect(-v, n)) * 1.2) / alpha;
     }
     c = mix(c, 0.72 + 0.28 * tanh((c - 0.72) / 0.28), vec3(greaterThan(c, vec3(0.72))));  // soft shoulder
-    vec3 srgb = mix(12.92 * c, 1.055 * pow(max(c, 1e-6), vec3(1.0 / 2.4)) - 0.055, vec3(greaterThan(c, vec3(0.0031308))));
+    vec3 curve = 1.055 * pow(max(c, 1e-6), vec3(1.0 / 2.4)) - 0.055;
+    vec3 srgb = mix(12.92 * c, curve, vec3(greaterThan(c, vec3(0.0031308))));
     colour = vec4(srgb, alpha);
 }
 """
@@ -151,7 +158,8 @@ out vec4 colour;
 void main() {
     ivec2 first = ivec2(gl_FragCoord.xy) * factor;
     colour = vec4(0.0);
-    for (int j = 0; j < factor; j++) for (int i = 0; i < factor; i++) colour += texelFetch(samples, first + ivec2(i, j), 0);
+    for (int j = 0; j < factor; j++)
+        for (int i = 0; i < factor; i++) colour += texelFetch(samples, first + ivec2(i, j), 0);
     colour /= float(factor * factor);
 }
 """

@@ -12,6 +12,7 @@ IRIS = {
     "brown": (0.36, 0.20, 0.10), "dark brown": (0.17, 0.095, 0.06), "hazel": (0.44, 0.33, 0.15),
     "green": (0.33, 0.44, 0.26), "blue": (0.32, 0.50, 0.70), "grey": (0.45, 0.50, 0.54),
 }  # fmt: skip
+EYE_SHADOW = (0.30, 0.16, 0.13), (0.12, 0.10, 0.12), (0.35, 0.15, 0.22), (0.12, 0.18, 0.22)
 LIPS = {"pink": (0.80, 0.33, 0.42), "red": (0.68, 0.06, 0.10), "plum": (0.40, 0.09, 0.20)}
 
 
@@ -40,7 +41,8 @@ def skin_albedo(shape: HeadShape, a: Attributes) -> np.ndarray:
     albedo = tone * (1 + (0.025 + 0.02 * old) * blotches + 0.015 * fine)[:, None]
 
     flush = spot((0.15, 0.07, 0.36), (0.09, 0.08, 0.14)) * 0.8 + spot((0, 0.06, 0.54), (0.06, 0.06, 0.09)) * 0.8
-    flush += 0.9 * masks["ears"] + 0.4 * spot((0, -0.19, 0.42), (0.08, 0.05, 0.1)) + 0.25 * spot((0.11, 0.22, 0.42), 0.07)
+    flush += 0.9 * masks["ears"] + 0.4 * spot((0, -0.19, 0.42), (0.08, 0.05, 0.1))
+    flush += 0.25 * spot((0.11, 0.22, 0.42), 0.07)
     flush = flush * (1 + 0.25 * blotches) * rng.uniform(0.6, 1.3) * (0.35 + 0.65 * pale)
     albedo = albedo * np.exp(flush[:, None] * [0.02, -0.20, -0.17])
     tired = spot((0.095, 0.155, 0.44), (0.055, 0.022, 0.08)) * rng.uniform(0.3, 0.8) * (0.7 + 0.6 * old)
@@ -70,7 +72,7 @@ def skin_albedo(shape: HeadShape, a: Attributes) -> np.ndarray:
     albedo = albedo + 0.6 * rim[:, None] * (tone * [0.92, 0.62, 0.58] - albedo)
     if a.makeup != "none":
         strength = {"light": 0.35, "strong": 0.8}[a.makeup]
-        shade = np.array([[0.30, 0.16, 0.13], [0.12, 0.10, 0.12], [0.35, 0.15, 0.22], [0.12, 0.18, 0.22]])[rng.integers(4)]
+        shade = np.array(EYE_SHADOW[rng.integers(len(EYE_SHADOW))])
         lid = spot((0.115, 0.245, 0.41), (0.06, 0.022, 0.06))
         albedo = albedo + (strength * 0.8 * lid)[:, None] * (shade * (0.4 + 0.6 * pale) - albedo)
         blush = strength * 0.35 * spot((0.17, 0.08, 0.34), (0.07, 0.05, 0.12))
@@ -99,10 +101,9 @@ def eye_mesh(eye: Eye, colour: np.ndarray, rings: int = 20, sectors: int = 40) -
     # Rings lie close where the iris is.
     polar = np.pi * np.linspace(0, 1, rings) ** 1.6
     turn = 2 * np.pi * np.arange(sectors) / sectors
-    local = np.stack(
-        [np.outer(np.sin(polar), np.cos(turn)), np.outer(np.sin(polar), np.sin(turn)), np.outer(np.cos(polar), np.ones(sectors))],
-        axis=-1,
-    ).reshape(-1, 3)  # (rings · sectors, 3) in the eye's own frame, +z along the gaze
+    polar, turn = np.meshgrid(polar, turn, indexing="ij")
+    local = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], axis=-1)
+    local = local.reshape(-1, 3)  # (rings · sectors, 3) in the eye's own frame, +z along the gaze
     side = np.cross([0, 1, 0], eye.gaze)
     side /= np.linalg.norm(side)
     frame = np.stack([side, np.cross(eye.gaze, side), eye.gaze])
