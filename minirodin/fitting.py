@@ -254,6 +254,9 @@ class Fitter:
                     parameter, name = key.removeprefix(prefix).split(".")
                     values["state"].setdefault(int(parameter), {})[name] = value
             optimiser.load_state_dict(values)
+            for parameter, moments in optimiser.state.items():  # fused Adam wants them laid out as the parameter is
+                for key in ("exp_avg", "exp_avg_sq"):
+                    moments[key] = torch.empty_like(parameter).copy_(moments[key])
 
     def run(self, checkpoint: Path, show: bool = True) -> None:
         """All steps, from where `checkpoint` left off; it is rewritten every `fit.checkpoint_every` steps.
