@@ -11,8 +11,8 @@ from minirodin.progress import progress
 
 def test_every_kind_of_picture_becomes_bytes():
     half = torch.full((2, 3, 4), 0.5)
-    half[..., 3] = 0.5
-    assert (plots.to_array(half) == 191).all()  # 0.5 · 0.5 + 0.5 of white = 0.75
+    half[..., 3] = 0.25
+    assert (plots.to_array(half) == 223).all()  # 0.25 · 0.5 + 0.75 of white = 0.875
     assert plots.to_array(np.zeros((2, 3))).shape == (2, 3, 3)
     assert (plots.to_array(np.full((2, 2, 3), 200, np.uint8)) == 200).all()
     assert (plots.to_array(torch.full((2, 2, 3), 200, dtype=torch.uint8)) == 200).all()
