@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/minirodin demo --out $(OUT)
 
 test: $(STAMP)
-	MINIRODIN_PRESET=smoke MINIRODIN_PROGRESS=0 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
+	MINIRODIN_PRESET=smoke MINIRODIN_PROGRESS=0 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests $(NOTEBOOKS) \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 lab: $(STAMP)
