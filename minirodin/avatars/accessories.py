@@ -57,11 +57,13 @@ def glasses_paths(shape, field: SkinField, a: Attributes) -> tuple[np.ndarray, n
     """Centre lines of a pair of glasses: rims (2, K, 3), bridge (M, 3), temple arms (2, L, 3) from hinge to ear."""
     round_rim, turn = a.glasses == "round", np.linspace(0, 2 * np.pi, 56, endpoint=False)
     power = 2.0 if round_rim else 3.4  # superellipse
-    wide, high = {"round": (0.074, 0.070), "square": (0.082, 0.058), "sun": (0.088, 0.068)}[a.glasses]
+    unit = head_frame(shape).unit
+    size = {"round": (0.074, 0.070), "square": (0.082, 0.058), "sun": (0.088, 0.068)}[a.glasses]
+    wide, high = unit * np.array(size)
     cos, sin = np.cos(turn), np.sin(turn)
     outline = np.stack([np.sign(cos) * np.abs(cos) ** (2 / power), np.sign(sin) * np.abs(sin) ** (2 / power)], 1)
     eyes = np.array([eye.centre for eye in shape.eyes])
-    apart, level = max(eyes[0, 0], wide + 0.030), eyes[:, 1].mean() - 0.008
+    apart, level = max(eyes[0, 0], wide + 0.030 * unit), eyes[:, 1].mean() - 0.008
     rims = []
     for sign in (1, -1):
         x = sign * (apart + wide * outline[:, 0])
@@ -77,7 +79,7 @@ def glasses_paths(shape, field: SkinField, a: Attributes) -> tuple[np.ndarray, n
 
     inner = np.array([apart - wide * 0.97, level + 0.25 * high, 0])
     u = np.linspace(-1, 1, 13)[:, None]
-    bridge = np.concatenate([u * inner[0], level + 0.25 * high + 0.016 * (1 - u**2), 0 * u], 1)
+    bridge = np.concatenate([u * inner[0], level + 0.25 * high + 0.016 * unit * (1 - u**2), 0 * u], 1)
     bridge[:, 2] = front - 0.55 * bridge[:, 0] ** 2 + 0.010 * (1 - u[:, 0] ** 2)
 
     arms = []

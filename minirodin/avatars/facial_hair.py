@@ -3,7 +3,7 @@
 import numpy as np
 
 from minirodin.avatars.attributes import HAIR_COLORS, Attributes, linear
-from minirodin.avatars.field import SkinField, normalize
+from minirodin.avatars.field import SkinField, head_frame, normalize
 from minirodin.avatars.hairstyles import strays
 from minirodin.avatars.head import smoothstep
 from minirodin.avatars.mesh import SKIN, Mesh, make_mesh, ribbons
@@ -67,7 +67,9 @@ def brows(shape, a: Attributes, rng) -> Mesh:
 
 def lashes(shape, a: Attributes) -> Mesh:
     """A row of dark hairs on each lid's edge, curved up and outwards; made-up ones are longer."""
+    unit = head_frame(shape).unit
     long = {"none": 0.014, "light": 0.019, "strong": 0.024}[a.makeup] + (0.003 if a.gender == "woman" else 0)
+    long = long * unit
     strands, thick = [], 0.0014 + 0.0006 * (a.makeup != "none")
     for name, eye in zip(("left", "right"), shape.eyes, strict=True):
         for lid, count, size, up in (("upper", 34, long, 1.0), ("lower", 22, 0.45 * long, -0.8)):
@@ -106,10 +108,12 @@ def beard(shape, field: SkinField, a: Attributes, rng) -> list[Mesh]:
     roots, rest = shape.on_skin(shape.vertices, *at), shape.on_skin(shape.rest, *at)
     normals = normalize(shape.on_skin(shape.normals, *at))
     lip = (rest[:, 1] > -0.055) & (np.abs(rest[:, 0]) < 0.11) & (rest[:, 2] > 0.4)  # of the moustache
-    chin = np.exp(-((rest[:, 0] / 0.16) ** 2)) * smoothstep(-0.08, -0.19, rest[:, 1])
-    grown = a.facial_hair_length
-    length = (0.025 + 0.055 * grown) * (0.55 + 0.45 * shape.on_skin(density, *at)) + (0.03 + 0.17 * grown**1.5) * chin
-    length = np.where(lip, 0.030 + 0.035 * grown, length) * rng.uniform(0.8, 1.1, count)
+    grown, frame = a.facial_hair_length, head_frame(shape)
+    chin = np.exp(-((rest[:, 0] / 0.17) ** 2)) * smoothstep(-0.03, -0.11, rest[:, 1])
+    end = frame.chin + 0.02 - (0.03 + 0.17 * grown**1.5) * np.exp(-((rest[:, 0] / 0.12) ** 2))  # a rounded lower edge
+    length = (0.025 + 0.055 * grown) * (0.55 + 0.45 * shape.on_skin(density, *at))
+    length = length + chin * (np.clip(roots[:, 1] - end, length, None) - length)
+    length = np.where(lip, 0.030 + 0.035 * grown, length) * frame.unit * rng.uniform(0.85, 1.05, count)
     outward = np.sign(roots[:, :1]) * X
     stray = strays(rng, 0.07, 14)
 

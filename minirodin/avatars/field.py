@@ -34,14 +34,17 @@ class SkinField:
         return out[..., 0], normalize(out[..., 1:])
 
     def offset(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Exact signed offset (...) along the normal of the nearest skin vertex, and that normal (..., 3)."""
+        """Signed offset (...) along the normal of the nearest skin vertex, and that normal (..., 3).
+
+        Only for points close to the skin; farther off, vertices on the skin's border may face anywhere.
+        """
         _, nearest = self.tree.query(p)
         normal = self.normals[nearest]
         return ((p - self.vertices[nearest]) * normal).sum(-1), normal
 
     def push_out(self, p: np.ndarray, clearance: float) -> np.ndarray:
         """Points (..., 3) moved along the skin's normal until they are `clearance` above the skin, exactly."""
-        low = self(p)[0] < clearance + 0.03  # the grid is good to this much
+        low = self(p)[0] < clearance + 0.02  # the grid is good to this much
         q = p[low]
         for _ in range(3):
             d, normal = self.offset(q)
@@ -90,7 +93,13 @@ class Frame:
 
     @property
     def size(self) -> float:
+        """Chin to crown."""
         return self.crown - self.chin
+
+    @property
+    def unit(self) -> float:
+        """World units to one unit of the average head that lengths are given for, 0.85 from chin to crown."""
+        return self.size / 0.85
 
     def azimuth(self, p) -> np.ndarray:
         """Angle (...) in radians about the vertical axis through the ears, 0 at the nose, pi at the nape."""

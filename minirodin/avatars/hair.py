@@ -10,7 +10,7 @@ from minirodin.avatars.head import smoothstep
 from minirodin.avatars.mesh import CLOTH, Mesh, make_mesh, ribbons
 from minirodin.avatars.strands import clump, curl, cut, resample, sample_roots
 
-LIMIT = 0.955  # hair ends here, inside the box
+LIMIT = 0.955  # hair ends here, inside the box and the ball that every view holds
 COUNTS = {"buzz": 9000, "curly": 3600, "bob": 6000, "long": 6000, "bun": 6000, "ponytail": 6000}  # else 7500
 
 # Hairline in the average head: degrees about the ears from the nose, height. Temples, sideburns, behind the ear, nape.
@@ -47,9 +47,9 @@ def grow_hair(shape, field: SkinField, attributes: Attributes) -> list[Mesh]:
     along_part = np.exp(-(((x - part) / 0.02) ** 2)) * (z > frame.ear_z - 0.1)  # dense there, so that it stays thin
     density = smoothstep(0, 0.015, above) * (1 + 2.5 * along_part)
     at = sample_roots(shape, density, COUNTS.get(a.hair_style, 7500), rng)
-    roots = shape.on_skin(shape.vertices, *at)
-    side = np.where(roots[:, :1] + 0.006 * rng.standard_normal((len(roots), 1)) > part, 1.0, -1.0)
     normals = normalize(shape.on_skin(shape.normals, *at))
+    roots = shape.on_skin(shape.vertices, *at) + 0.004 * normals  # above the under-layer from the start
+    side = np.where(roots[:, :1] + 0.006 * rng.standard_normal((len(roots), 1)) > part, 1.0, -1.0)
     scalp = hairstyles.Scalp(roots, normals, shape.on_skin(above, *at), side, frame, field)
     if a.hair_style in ("bun", "ponytail"):
         bundles = hairstyles.tied(a, scalp, rng)
@@ -91,7 +91,7 @@ def _room(p, frame: Frame, fringe) -> np.ndarray:
     lowest = np.where(hangs, frame.brow + 0.035 * frame.size, frame.brow + 0.17 * frame.size)[:, None]
     lowest = lowest - 0.25 * frame.size * smoothstep(np.deg2rad(35), np.deg2rad(60), azimuth)
     face = np.where((azimuth < np.deg2rad(60)) & (y > frame.chin), y - lowest, 1.0)
-    return np.minimum(face, LIMIT - np.abs(p).max(-1))
+    return np.minimum(face, LIMIT - np.maximum(np.abs(p).max(-1), np.linalg.norm(p, axis=-1) - 0.015))
 
 
 def under_hat(p, field: SkinField, frame: Frame) -> np.ndarray:
@@ -99,7 +99,7 @@ def under_hat(p, field: SkinField, frame: Frame) -> np.ndarray:
     for _ in range(3):
         height, normal = field(p)
         below = hat_rim(frame, p) - p[..., 1]
-        room = HAT_CLEARANCE - 0.018 + 0.7 * np.clip(below, 0, None) + smoothstep(0.04, 0.16, below)
+        room = HAT_CLEARANCE - 0.018 + 0.4 * np.clip(below - 0.02, 0, None) + smoothstep(0.08, 0.25, below)
         p = p - np.clip(height - room, 0, None)[..., None] * normal
     return p
 
@@ -119,7 +119,7 @@ def off_arms(p, arms: np.ndarray, clearance: float = 0.022) -> np.ndarray:
 def _underlay(shape, above, frame, field, a) -> Mesh:
     """The scalp once more, dark as deep hair; it dips under the skin along the hairline, which so stays crisp."""
     cropped = a.hair_style in ("buzz", "mohawk")
-    height = np.clip(0.4 * above - 0.004, -0.01, 0.002 if cropped else 0.008)
+    height = np.clip(0.4 * above - 0.004, -0.01, 0.002 if cropped else 0.004)
     direction = shape.normals
     if a.hair_style == "afro":
         inner = 0.72 * hairstyles.afro_height(a, shape.vertices, above, frame)

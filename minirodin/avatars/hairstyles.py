@@ -89,7 +89,7 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     top = smoothstep(frame.ear_top + 0.05, frame.ear_top + 0.28, roots[:, 1])  # 0 at the sides and the nape
     if style == "mohawk":
         top = smoothstep(0.13, 0.08, np.abs(roots[:, 0])) * smoothstep(frame.ear_top, frame.ear_top + 0.12, roots[:, 1])
-    length = (sides + (crown - sides) * top) * rng.uniform(0.85, 1.1, n)
+    length = (sides + (crown - sides) * top) * frame.unit * rng.uniform(0.85, 1.1, n)
     length = length * (0.6 + 0.4 * smoothstep(0, 0.06, scalp.above))  # the hairline's own hair is short
     if style == "curly":  # no long hair at the nape
         length = length * (0.45 + 0.55 * smoothstep(frame.chin + 0.18, frame.ear_top + 0.08, roots[:, 1]))
@@ -128,7 +128,7 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     points = grow(scalp.field, roots, start, length, steps, flow, settle, stiffness=0.6)
     if style == "curly":
         fringe = np.full(n, a.fringe)
-        return Bundle(points, 260, 0.92, 0.011, 0.4, 0.026 + 0.012 * a.hair_volume, 0.115, fringe=fringe)
+        return Bundle(points, 330, 0.92, 0.010, 0.4, 0.022 + 0.010 * a.hair_volume, 0.10, fringe=fringe)
     fringe = np.full(n, a.fringe or style == "short")
     if style == "buzz":
         return Bundle(points, n, 0.0, 0.005, fringe=fringe)
@@ -139,20 +139,22 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     """Bob and long hair: away from the parting, over the sides of the head, then down, clear of the face."""
     roots, frame, side, n = scalp.roots, scalp.frame, scalp.side, len(scalp.roots)
     azimuth = np.rad2deg(frame.azimuth(roots))
-    ends = frame.chin + (0.07 - 0.16 * a.hair_length if a.hair_style == "bob" else -0.20 - 0.38 * a.hair_length)
+    ends = frame.chin + (0.07 - 0.16 * a.hair_length if a.hair_style == "bob" else -0.13 - 0.26 * a.hair_length)
     length = np.clip(roots[:, 1] - ends, 0.05, None) * 1.15 + 0.22
     fringe = a.fringe & (azimuth < 42) & (scalp.above < 0.13)
     length[fringe] = 0.45
-    in_front = np.where(azimuth < 75, 0.8, -0.3)[:, None]
+    in_front = np.where(azimuth < 88, 0.8, -0.3)[:, None]
     stray = strays(rng, 0.06, 6)
 
     def flow(p, normal, t, arc):
         steep = 1.1 * (np.abs(normal[:, :1]) + np.clip(-normal[:, 2:], 0, 1))
         y = p[:, 1:2]
         down = np.maximum(smoothstep(0.35, 0.95, steep), smoothstep(frame.ear_top + 0.12, frame.ear_top - 0.05, y))
-        wish = (1 - down) * (from_parting(p, a, scalp) - 0.45 * Z) - down * (Y + 0.18 * Z)
+        # On the shoulders hair slides to the front or to the back, until they fall off.
+        fall = Y * (1 - smoothstep(0.25, 0.6, normal[:, 1:2]) * smoothstep(frame.chin, frame.chin - 0.1, y))
+        wish = (1 - down) * (from_parting(p, a, scalp) - 0.45 * Z) - down * (fall + 0.18 * Z)
         low = smoothstep(frame.chin + 0.10, frame.chin - 0.15, y)  # before or behind the shoulder, never astride
-        wish = wish + low * (in_front * Z - np.where(in_front > 0, 0.45, 0.12) * np.sign(p[:, :1]) * X)
+        wish = wish + low * (in_front * Z - np.where(in_front > 0, 0.35, 0.25) * np.sign(p[:, :1]) * X)
         ahead = smoothstep(0.2, 0.7, normal[:, 2:])
         wish = np.where(fringe[:, None], (1 - ahead) * Z - ahead * Y + 0.15 * side * X, wish)
         return wish + stray(p)
@@ -161,14 +163,20 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     body = np.where(fringe, 0.016, 0.03 + 0.05 * a.hair_volume) * rng.uniform(0.5, 1.1, n)
     settle = lambda arc: 0.012 + body * (1 - np.exp(-arc / 0.09))  # noqa: E731
     start = normalize(0.45 * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
-    points = grow(scalp.field, roots, start, length, 26, flow, settle, stiffness=0.6)
+    points = grow(scalp.field, roots, start, length, 32, flow, settle, stiffness=0.6)
     over_ear = np.exp(-((np.linalg.norm(np.abs(points) * [1, 1, 1] - ear, axis=-1) / 0.13) ** 2))
-    points = points + 0.035 * (over_ear * np.linspace(0, 1, 27))[..., None] * (side * X)[:, None]
+    points = points + 0.035 * (over_ear * np.linspace(0, 1, 33))[..., None] * (side * X)[:, None]
     points[~fringe] = clear_face(points[~fringe], frame, side[~fringe], 1.12)
     ragged = 0.03 * rng.standard_normal((n, 1))
     low = np.where(fringe[:, None], frame.brow + 0.05 * frame.size, ends)
+    room = points[..., 1] - low - ragged * np.where(fringe[:, None], 0.3, 1)
+    beside = (0.34 + 0.05 * a.hair_volume) * frame.unit - np.abs(points[..., 0])  # no ends stick out over a shoulder
+    room = np.minimum(room, np.where(points[..., 1] < frame.chin, beside, 1))
+    if a.clothing == "hoodie":  # at the back hair ends inside the hood
+        outside = scalp.field(points)[0] - 0.10 + 10 * (points[..., 1] > frame.chin - 0.01)
+        room = np.where(in_front > 0, room, np.minimum(room, outside))
     steps = 14 + round(12 * max(a.hair_curl - 0.3, 0))
-    points = resample(points, cut(points, points[..., 1] - low - ragged * np.where(fringe[:, None], 0.3, 1)), steps)
+    points = resample(points, cut(points, room), steps, power=1.35)
     waves = (0.022 * smoothstep(0.25, 1, a.hair_curl), 0.26 - 0.14 * a.hair_curl)
     ringlet = smoothstep(0.5, 0.9, a.hair_curl)  # curls show only where locks hold together
     return Bundle(points, 280, 0.62 + 0.26 * ringlet, 0.0085, 1 - 0.5 * ringlet, *waves, fringe=fringe)
@@ -178,9 +186,9 @@ def clear_face(p, frame: Frame, side, reach: float) -> np.ndarray:
     """Points (N, S, 3) turned about the vertical axis until they frame the face, `reach` radians off its middle."""
     y, ahead = p[..., 1], p[..., 2] - frame.ear_z
     angle = np.where(ahead > 0, np.arctan2(side * p[..., 0], ahead), np.pi)
-    least = reach * smoothstep(frame.eye + 0.36 * frame.size, frame.brow, y)
-    least = least * (0.45 + 0.55 * smoothstep(frame.chin - 0.3, frame.chin, y))
-    turned = least + 0.12 * np.clip(angle - least, -1, 0)
+    share = smoothstep(frame.eye + 0.36 * frame.size, frame.brow, y)  # not yet at the hairline, wholly at the brows
+    least = reach * share * (0.45 + 0.55 * smoothstep(frame.chin - 0.3, frame.chin, y))
+    turned = angle + share * (least + 0.12 * np.clip(angle - least, -1, 0) - angle)
     radius = np.hypot(p[..., 0], ahead)
     x = np.where(angle < least, side * radius * np.sin(turned), p[..., 0])
     z = np.where(angle < least, frame.ear_z + radius * np.cos(turned), p[..., 2])

@@ -61,10 +61,13 @@ def clump(points, count, strength, rng, taper=1.0) -> tuple[np.ndarray, np.ndarr
     return points + pull * (points[centre[member]] - points), member
 
 
-def resample(points, end, steps=None) -> np.ndarray:
-    """Strands cut at the share `end` (N,) in [0, 1] of their points, with `steps` segments (default as before)."""
+def resample(points, end, steps=None, power=1.0) -> np.ndarray:
+    """Strands cut at the share `end` (N,) in [0, 1] of their points, with `steps` segments (default as before).
+
+    power: above 1 the new points crowd towards the root, where strands bend most.
+    """
     s = points.shape[1] - 1
-    x = np.asarray(end)[:, None] * np.linspace(0, s, (steps or s) + 1)
+    x = np.asarray(end)[:, None] * s * np.linspace(0, 1, (steps or s) + 1) ** power
     i = np.minimum(x.astype(np.int64), s - 1)
     f = (x - i)[..., None]
     rows = np.arange(len(points))[:, None]
