@@ -97,8 +97,12 @@ def portrait(seed: int, size: int = 512):
 
 
 def _in_parallel(todo: list, workers: int, threads: int, bar) -> None:
+    # Each process gets its share of the cores, also in Mesa's software renderer; libraries read this as they load.
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
     # A forked process cannot use its parent's OpenGL or thread pools: start fresh ones.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_limit_threads, initargs=(threads,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
     try:
         for future in as_completed([pool.submit(make_person, *task) for task in todo]):
             future.result()
@@ -107,14 +111,8 @@ def _in_parallel(todo: list, workers: int, threads: int, bar) -> None:
         raise DataError("a process died (out of memory?): run again with fewer workers, finished people stay") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _limit_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
-        os.environ[name] = str(threads)  # LP: Mesa's software renderer
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _is_done(folder: Path, views: int, size: int) -> bool:

@@ -1,0 +1,30 @@
+"""Make `data_samples/`: eight people of 24 views at 256², and twelve portraits of validation seeds at 512²."""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from minirodin.avatars.dataset import make_people, portrait
+
+ROOT = Path(__file__).parents[1] / "data_samples"
+PEOPLE = (3, 14, 111, 112, 123, 148, 150, 154)  # train seeds, picked by eye for variety
+PORTRAITS = range(1_000_000, 1_000_012)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT)
+    out = parser.parse_args().out
+    for seed in PEOPLE:
+        (folder,) = make_people(out / "people", count=1, views=24, size=256, seed=seed)
+        print(folder)
+    (out / "portraits").mkdir(parents=True, exist_ok=True)
+    for seed in PORTRAITS:
+        path = out / "portraits" / f"{seed}.png"
+        Image.fromarray(portrait(seed, 512)).save(path, optimize=True)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
