@@ -144,11 +144,12 @@ def test_random_rescaling_keeps_small_planes_good(tmp_path):
     psnr = {}
     for sizes in ((32, 8), (32,)):
         weights = (0.5, 0.5)[: len(sizes)]
-        config = ball_config(shared_steps=200, resolutions=sizes, resolution_weights=weights)
+        rough = {"detail_lr": 2e-2, "total_variation": 0.0, "magnitude": 0.0}
+        config = ball_config(shared_steps=200, resolutions=sizes, resolution_weights=weights, **rough)
         fitted = fit(balls(), config, tmp_path / str(len(sizes)))
         psnr[sizes] = [np.mean([held_out_psnr(fitted, c, resolution=r) for c in balls()]) for r in (32, 8)]
     (large, small), (large_alone, small_alone) = psnr.values()
-    assert large - small < 2.5 and large_alone - small_alone > large - small + 1.5 and small > small_alone + 1
+    assert large - small < 2 and large_alone - small_alone > 3.5 and small > small_alone + 3
 
 
 # -- the loss, term by term ---------------------------------------------------------------------------------------
@@ -358,12 +359,12 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(2)
 from test_fitting import fit, short
-fit({data!r}, short(shared_steps=3000, checkpoint_every=10), sys.argv[1])
+fit({data!r}, short(shared_steps=500, checkpoint_every=10), sys.argv[1])
 """.format(tests=str(Path(__file__).parent), data=str(tmp_path / "data"))
     command = [sys.executable, "-c", program]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     kills = 0
-    for delay in (0.3, 0.7, 1.1):
+    for delay in (0.1, 0.4, 0.7):
         process = subprocess.Popen([*command, str(tmp_path / "broken")])
         while not list(tmp_path.glob("broken/.resume*")) and process.poll() is None:
             time.sleep(0.05)
@@ -561,7 +562,7 @@ def test_a_foreign_capture_is_fitted(tmp_path):
     write_foreign(tmp_path / "scan")
     capture = load_capture(tmp_path / "scan")
     assert capture.images.shape == (24, 36, 48, 4) and not capture.has_alpha
-    fitted = fit(tmp_path / "scan", ball_config(shared_steps=200, samples=12), tmp_path / "fitted")
+    fitted = fit(tmp_path / "scan", ball_config(shared_steps=250, samples=12), tmp_path / "fitted")
     assert fitted.names == ["scan"]
     white = -10 * np.log10(np.mean((capture.images[capture.held_out()[1]][..., :3] / 255 - 1.0) ** 2))
-    assert white < 12 and held_out_psnr(fitted, capture) > 24
+    assert white < 12 and held_out_psnr(fitted, capture) > 22

@@ -1,0 +1,255 @@
+"""What a user imports: an `Avatar` in and out of its file, its pictures, its turntable; and what is not an avatar."""
+
+from dataclasses import replace
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from toys import FieldDecoder, ball_config, position_planes, soft_ball
+
+from minirodin import Avatar as exported
+from minirodin.cameras import orbit_cameras
+from minirodin.errors import CheckpointError, MinirodinError, RenderError
+from minirodin.pipeline import Avatar, to_rgb
+from minirodin.shards import FittedPlanes, SharedDecoder
+
+
+def parts(path):
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+@pytest.fixture(scope="module")
+def avatar(fitted):
+    return Avatar.load(fitted / "one")
+
+
+@pytest.fixture
+def path(avatar, tmp_path):
+    return avatar.save(tmp_path / "folder" / "someone.safetensors")
+
+
+@pytest.fixture
+def blob():
+    """An avatar that is a formula: a ball on the +x side, red above and blue below its middle."""
+    colour = lambda p: torch.where(p[..., 1:2] > 0, torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 0, 1]))  # noqa: E731
+    decoder = FieldDecoder(soft_ball((0.45, 0.0, 0.0), 0.3), colour)
+    return Avatar(position_planes(32), decoder, ball_config(samples=16))
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def test_one_file_renders_bit_equally(avatar, path):
+    loaded = Avatar.load(path)
+    assert torch.equal(loaded.planes, avatar.planes) and loaded.config == avatar.config
+    for angle in (0, 130):
+        assert torch.equal(loaded.render(angle, 20, size=32), avatar.render(angle, 20, size=32))
+    assert torch.equal(Avatar.load(path).render(size=24), Avatar.load(str(path)).render(size=24))
+    assert loaded.render(size=32)[..., 3].max() > 0.5  # it is not merely nothing
+
+
+def test_saving_again_is_the_same_file(path, tmp_path):
+    again = Avatar.load(path).save(tmp_path / "again.safetensors")
+    (a, a_meta), (b, b_meta) = parts(path), parts(again)
+    assert a_meta == b_meta and a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["someone.safetensors"]
+
+
+def test_planes_of_full_precision_change_little_in_the_file(avatar, tmp_path):
+    rough = Avatar(avatar.planes + 1e-4 * torch.randn(avatar.planes.shape), avatar.decoder, avatar.config)
+    loaded = Avatar.load(rough.save(tmp_path / "a.safetensors"))
+    assert torch.equal(loaded.planes, rough.planes.half().float())
+    assert (loaded.render(size=24) - rough.render(size=24)).abs().mean() < 2e-3
+
+
+def test_a_subject_of_a_fitted_folder(fitted, avatar):
+    planes = FittedPlanes(fitted)
+    assert torch.equal(avatar.planes, planes.planes("one"))
+    assert not torch.equal(Avatar.load(f"{fitted}/two").planes, avatar.planes)
+    for key, value in SharedDecoder.load(fitted / "decoder.safetensors").decoder.state_dict().items():
+        assert torch.equal(avatar.decoder.state_dict()[key], value)
+
+
+def test_the_original_stays_where_it_is(avatar):
+    other = avatar.to("meta")
+    assert other.planes.is_meta and next(other.decoder.parameters()).is_meta
+    assert not avatar.planes.is_meta and not next(avatar.decoder.parameters()).is_meta
+
+
+def test_exported():
+    assert exported is Avatar
+
+
+# -- pictures -----------------------------------------------------------------------------------------------------
+
+
+def test_render_is_the_orbit_camera(blob):
+    front, side = blob.render(size=48), blob.render(azimuth=-90, size=48)
+    assert front.shape == (48, 48, 4) and front.dtype == torch.float32
+    columns = front[..., 3].sum(0)
+    assert columns[24:].sum() > 50 * columns[:24].sum()  # at +x: right of the middle
+    assert (side[..., 3].sum(0)[18:30].sum() / side[..., 3].sum()).item() > 0.6  # from the side: in the middle
+    rows = front[..., :3] * front[..., 3:]
+    assert rows[:24, :, 0].sum() > 20 * rows[24:, :, 0].sum() and rows[24:, :, 2].sum() > 20 * rows[:24, :, 2].sum()
+    assert torch.equal(blob.views(orbit_cameras(-90, 0, 48))[0], side)
+    from_above = blob.render(elevation=80, size=48)
+    assert (from_above[..., 0] * from_above[..., 3]).sum() > 5 * (from_above[..., 2] * from_above[..., 3]).sum()
+
+
+def test_several_views_at_once(blob):
+    views = blob.views(orbit_cameras([0, 50], [0, 30], 16))
+    assert views.shape == (2, 16, 16, 4)
+    torch.testing.assert_close(views[1], blob.render(50, 30, size=16))
+
+
+def test_other_plane_sizes(avatar):
+    large, small = avatar.render(size=32), avatar.render(size=32, resolution=8)
+    assert small.shape == large.shape and not torch.equal(small, large)
+    assert (small - large).abs().mean() < 0.1
+    assert torch.equal(avatar.render(size=32), large)  # nothing remembered from the other size
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 5000}, {"azimuth": float("nan")}, {"elevation": 90}])
+def test_views_that_cannot_be_drawn(blob, wrong):
+    with pytest.raises(RenderError):
+        blob.render(**wrong)
+
+
+def test_to_rgb():
+    rgba = torch.tensor([0.2, 0.4, 1.0, 0.25])
+    torch.testing.assert_close(to_rgb(rgba), torch.tensor([0.8, 0.85, 1.0]))
+    torch.testing.assert_close(to_rgb(rgba, 0.0), torch.tensor([0.05, 0.1, 0.25]))
+    torch.testing.assert_close(to_rgb(rgba, torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.05, 0.475, 1.0]))
+
+
+# -- turntable ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending, tolerance", [("mp4", 0.15), ("gif", 0.08)])
+def test_turntable_is_a_full_turn(blob, tmp_path, ending, tolerance):
+    path = blob.turntable(tmp_path / f"turn.{ending}", frames=8, size=64, elevation=0)
+    assert path == tmp_path / f"turn.{ending}" and path.is_file()
+    frames = imageio.imread(path)[..., :3].astype(float) / 255
+    assert frames.shape == (8, 64, 64, 3)
+    assert frames[:, :6, :6].min() > 0.95  # on white
+    for i, azimuth in enumerate(np.arange(8) * 45):
+        expected = to_rgb(blob.render(azimuth, size=64)).numpy()
+        assert np.sqrt(((frames[i] - expected) ** 2).mean()) < tolerance, azimuth
+    # A turn that begins and ends at the same place has no frame twice.
+    assert all(np.abs(frames[i] - frames[i - 1]).max() > 0.3 for i in range(8))
+
+
+@pytest.mark.parametrize("size", [33, 50])
+def test_turntable_of_any_size_plays(blob, tmp_path, size):
+    """H.264 wants even sides; the size asked for is kept as nearly as that allows."""
+    frames = imageio.imread(blob.turntable(tmp_path / "turn.mp4", frames=2, size=size))
+    assert len(frames) == 2 and abs(frames.shape[1] - size) <= 1 and abs(frames.shape[2] - size) <= 1
+
+
+# -- files that are not avatars -----------------------------------------------------------------------------------
+
+
+def refused(path, *words):
+    with pytest.raises(CheckpointError) as error:
+        Avatar.load(path)
+    message = str(error.value)
+    assert "\n" not in message and path.name in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 0.99])
+def test_cut_short(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    refused(path)
+
+
+def test_longer_than_it_says(path):
+    path.write_bytes(path.read_bytes() + b"more")
+    refused(path)
+
+
+def test_not_there_and_not_safetensors(tmp_path, fitted):
+    refused(tmp_path / "none.safetensors", "does not exist")
+    (tmp_path / "text.safetensors").write_text("an avatar, honestly")
+    refused(tmp_path / "text.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    refused(tmp_path / "folder.safetensors")
+    refused(fitted / "decoder.safetensors", "decoder", "expected a avatar")
+    with pytest.raises(CheckpointError, match="nobody"):
+        Avatar.load(fitted / "nobody")
+
+
+def tampered(path, change):
+    tensors, metadata = parts(path)
+    change(tensors, metadata)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda t, m: t.update(planes=t["planes"][:2]), "shape"),
+        (lambda t, m: t.update(planes=t["planes"][:, :3]), "shape"),
+        (lambda t, m: t.update(planes=t["planes"][..., :8]), "shape"),
+        (lambda t, m: t.update(planes=t["planes"][0]), "shape"),
+        (lambda t, m: t.pop("planes"), "planes"),
+        (lambda t, m: t["planes"].view(-1).__setitem__(7, torch.nan), "NaN"),
+        (lambda t, m: t["planes"].view(-1).__setitem__(7, torch.inf), "infinite"),
+        (lambda t, m: t["decoder.trunk.0.bias"].__setitem__(0, torch.nan), "NaN"),
+        (lambda t, m: t.update({"decoder.trunk.0.bias": t["decoder.trunk.0.bias"][:-1]}), "trunk.0.bias"),
+        (lambda t, m: t.pop("decoder.density_head.weight"), "density_head.weight"),
+        (lambda t, m: t.update({"decoder.extra": torch.zeros(1)}), "extra"),
+        (lambda t, m: m.update(kind="decoder"), "decoder"),
+        (lambda t, m: m.pop("config"), "config"),
+        (lambda t, m: m.update(config="{"), "config"),
+        (lambda t, m: m.update(config="[]"), "config"),
+        (lambda t, m: m.update(config=m["config"].replace('"channels": 4', '"channels": "4"')), "channels"),
+        (lambda t, m: m.update(config=m["config"].replace('"channels": 4', '"chanels": 4')), "chan"),
+        (lambda t, m: m.update(config=m["config"].replace('"triplane": {', '"triplane": {"x": 1, ')), "x"),
+    ],
+)
+def test_tampered_with(path, change, word):
+    tampered(path, change)
+    refused(path, word)
+
+
+def test_a_fitted_folder_tampered_with(fitted, tmp_path):
+    for file in fitted.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shard = next(p for p in tmp_path.glob("planes-*") if "one" in parts(p)[0])
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=shard.name):
+        Avatar.load(tmp_path / "one")
+    shard.write_bytes(whole)
+    tampered(shard, lambda t, m: t["one"].view(-1).__setitem__(0, torch.nan))
+    with pytest.raises(CheckpointError, match="NaN"):
+        Avatar.load(tmp_path / "one")
+
+
+def test_a_failed_save_keeps_the_old_file(avatar, path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_planes(avatar).save(path)
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def replace_planes(avatar):
+    return Avatar(avatar.planes + 1, avatar.decoder, replace(avatar.config, name="other"))
+
+
+def test_turntable_with_an_ending_nobody_knows(blob, tmp_path):
+    with pytest.raises(MinirodinError):
+        blob.turntable(tmp_path / "turn.xyz", frames=2, size=16)
