@@ -4,6 +4,7 @@ VENV ?= .venv
 OUT ?= outputs/demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 # Without a GPU: the pinned CPU build of torch, since PyPI's default brings gigabytes of CUDA. With one: pip's own choice.
@@ -27,7 +28,7 @@ demo: $(STAMP)
 	$(BIN)/minirodin demo --out $(OUT)
 
 test: $(STAMP)
-	MINIRODIN_PRESET=smoke MINIRODIN_PROGRESS=0 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests $(NOTEBOOKS) \
+	MINIRODIN_PRESET=smoke MINIRODIN_PROGRESS=0 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 lab: $(STAMP)
