@@ -90,11 +90,13 @@ class Avatar:
         return self.views(orbit_cameras(azimuth, elevation, size), resolution)[0]
 
     def turntable(self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8) -> Path:
-        """A full turn as MP4 or GIF (by the file's ending), on white."""
+        """A full turn as MP4 or GIF (by the file's ending), on white; raises `RenderError` for another ending."""
+        kind = Path(path).suffix.lower()
+        if kind not in (".mp4", ".gif"):
+            raise RenderError(f"{path} ends in {kind or 'nothing'!r}: a turntable is an .mp4 or a .gif")
         images = self.views(orbit_cameras(np.arange(frames) * 360 / frames, elevation, size))
         rgb = (to_rgb(images) * 255).round().byte().cpu().numpy()
-        movie = Path(path).suffix == ".mp4"
-        settings = {"fps": 24, "macro_block_size": 2} if movie else {"duration": 1000 / 24, "loop": 0}
+        settings = {"fps": 24, "macro_block_size": 2} if kind == ".mp4" else {"duration": 1000 / 24, "loop": 0}
         imageio.imwrite(path, rgb, **settings)
         return Path(path)
 
