@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from minirodin.avatars import shaders
-from minirodin.avatars.mesh import HAIR, LENS, Mesh
+from minirodin.avatars.mesh import CLOTH, EYE, GLOSSY, HAIR, LENS, SKIN, Mesh
 from minirodin.cameras import Cameras
 from minirodin.errors import RenderError
 
@@ -19,6 +19,7 @@ TILES, TILE = 7, 320  # depth maps: a grid of 7 × 7, each 320² pixels
 SKY, SOFT = 32, 16  # directions of the sky and of the key light
 REACH = 1.42  # half the side of what a depth map sees
 LAYOUT = "3f 3f 3f 1f 3f 1f"
+ORDER = (HAIR, CLOTH, GLOSSY, SKIN, EYE, LENS)  # what hides most first, what is see-through last
 FIELDS = ("position", "normal", "albedo", "material", "tangent", "width")
 
 
@@ -68,7 +69,7 @@ class Renderer:
         self.directions = directions
         self.depth_program = gl.program(shaders.DEPTH_VERTEX, shaders.DEPTH_FRAGMENT)
         self.bake_program = gl.program(shaders.BAKE_VERTEX % {"count": len(directions)}, varyings=["light", "seen"])
-        self.program = gl.program(shaders.VERTEX, shaders.FRAGMENT)
+        self.programs = [gl.program(shaders.VERTEX, fragment) for fragment in shaders.FRAGMENTS]
         self.average = gl.program(shaders.SCREEN_VERTEX, shaders.AVERAGE_FRAGMENT)
         self.straight = gl.program(shaders.SCREEN_VERTEX, shaders.STRAIGHT_FRAGMENT)
         self.bake_program["projections"].write(self.projections.transpose(0, 2, 1).astype("f4").tobytes())
@@ -76,7 +77,9 @@ class Renderer:
         self.bake_program["radiance"].write(radiance.astype("f4").tobytes())
         self.bake_program["key"].write(share.astype("f4").tobytes())
         self.bake_program["tiles"].value, self.bake_program["texel"].value = TILES, 1 / TILE
-        self.program["key_direction"].value = tuple(KEY)
+        for program in self.programs:
+            if "key_direction" in program:  # drivers drop what a material does not use
+                program["key_direction"].value = tuple(KEY)
         self.depths = gl.depth_texture((TILES * TILE, TILES * TILE))
         self.depths.compare_func, self.depths.filter = "<=", (moderngl.LINEAR, moderngl.LINEAR)
         self.depth_target = gl.framebuffer(depth_attachment=self.depths)
@@ -85,14 +88,20 @@ class Renderer:
     def render(self, mesh: Mesh, cameras: Cameras) -> np.ndarray:
         """All views of a mesh: (N, H, W, 4) uint8 sRGB with straight alpha."""
         vertices = self._vertices(mesh)
-        solid = mesh.material[mesh.faces[:, 0]] != LENS
-        faces = np.concatenate([mesh.faces[solid], mesh.faces[~solid]]).astype("i4")  # lenses are drawn last
-        indices, light = self.gl.buffer(faces.tobytes()), self.baked_light(mesh, vertices)
+        light, parts = self.baked_light(mesh, vertices), []
         content = [(vertices, LAYOUT, *FIELDS), (light, "3f 2f", "light", "seen")]
-        drawn = self.gl.vertex_array(self.program, content, indices, skip_errors=True)
-        images = [self._view(drawn, int(solid.sum()) * 3, len(faces) * 3, cameras, i) for i in range(len(cameras))]
-        for resource in (drawn, light, indices, vertices):
-            resource.release()
+        kind = mesh.material[mesh.faces[:, 0]]
+        for material in ORDER:
+            if (kind == material).any():
+                indices = self.gl.buffer(mesh.faces[kind == material].astype("i4").tobytes())
+                drawn = self.gl.vertex_array(self.programs[material], content, indices, skip_errors=True)
+                parts.append((material, drawn, indices))
+        images = [self._view(parts, cameras, i) for i in range(len(cameras))]
+        for _, drawn, indices in parts:
+            drawn.release()
+            indices.release()
+        light.release()
+        vertices.release()
         return np.stack(images)
 
     def _vertices(self, mesh: Mesh):
@@ -125,22 +134,21 @@ class Renderer:
             resource.release()
         return light
 
-    def _view(self, drawn, solid: int, total: int, cameras: Cameras, view: int) -> np.ndarray:
+    def _view(self, parts: list, cameras: Cameras, view: int) -> np.ndarray:
         gl, moderngl = self.gl, self.moderngl
         samples, sampled, mean, averaged, final, _ = self._target(cameras.width, cameras.height)
         projection, eye = camera_projection(cameras, view)
-        self.program["projection"].write(projection.T.astype("f4").tobytes())
-        self.program["eye"].value = tuple(eye)
         sampled.use()
         sampled.clear(0, 0, 0, 0, depth=1.0)
         gl.enable_only(moderngl.DEPTH_TEST)
-        self.program["lenses"].value = False
-        drawn.render(vertices=solid)
-        if total > solid:
-            gl.enable(moderngl.BLEND)
-            gl.blend_func = moderngl.SRC_ALPHA, moderngl.ONE_MINUS_SRC_ALPHA, moderngl.ONE, moderngl.ONE_MINUS_SRC_ALPHA
-            self.program["lenses"].value = True
-            drawn.render(vertices=total - solid, first=solid)
+        gl.blend_func = moderngl.SRC_ALPHA, moderngl.ONE_MINUS_SRC_ALPHA, moderngl.ONE, moderngl.ONE_MINUS_SRC_ALPHA
+        for material, drawn, _ in parts:
+            program = self.programs[material]
+            if material == LENS:  # the only one with alpha below 1: what is drawn becomes premultiplied
+                gl.enable(moderngl.BLEND)
+            program["projection"].write(projection.T.astype("f4").tobytes())
+            program["eye"].value = tuple(eye)
+            drawn.render()
         gl.enable_only(moderngl.NOTHING)
         for program, source, name, target in (
             (self.average, samples, "samples", averaged),

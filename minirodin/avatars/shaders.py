@@ -54,44 +54,82 @@ void main() {
 
 VERTEX = (
     """#version 330
-in vec3 position, normal, albedo, tangent, light; in float material, width; in vec2 seen;
+in vec3 position, normal, albedo, tangent, light; in float width; in vec2 seen;
 uniform mat4 projection; uniform vec3 eye;
-out vec3 P, N, A, T, L; out vec2 S; flat out int M;
+out vec3 P, N, A, T, L; out vec2 S;
 """
     + _PLACE
     + """
 void main() {
     P = place(position, tangent, width, normalize(eye - position));
-    N = normal; A = albedo; T = tangent; L = light; S = seen; M = int(material + 0.5);
+    N = normal; A = albedo; T = tangent; L = light; S = seen;
     gl_Position = projection * vec4(P, 1.0);
 }
 """
 )
 
+# One program a material: SHADE gives the colour (and the alpha of lenses) from albedo, baked light and the view.
 FRAGMENT = """#version 330
-in vec3 P, N, A, T, L; in vec2 S; flat in int M;
-uniform vec3 eye, key_direction; uniform bool lenses;
+in vec3 P, N, A, T, L; in vec2 S;
+uniform vec3 eye, key_direction;
 out vec4 colour;
 
 float lobe(vec3 n, vec3 h, float power) { return pow(max(dot(n, h), 0.0), power); }
 vec3 sky(vec3 d) { return mix(vec3(0.20, 0.19, 0.18), vec3(0.78, 0.80, 0.84), smoothstep(-0.4, 0.9, d.y)); }
-float noise(float x) { return fract(sin(x * 12.9898) * 43758.5453); }
-float waves(float a, float k) { float i = floor(a * k), f = fract(a * k); f = f * f * (3.0 - 2.0 * f);
-    return mix(noise(mod(i, k)), noise(mod(i + 1.0, k)), f); }
+%(functions)s
+void main() {
+    vec3 v = normalize(eye - P), n = normalize(N), k = key_direction, h = normalize(k + v), c;
+    if (%(two_sided)d == 1 && dot(n, v) < 0.0) n = -n;
+    float fresnel = pow(1.0 - max(dot(n, v), 0.0), 4.0), alpha = 1.0;
+%(shade)s
+    c = mix(c, 0.72 + 0.28 * tanh((c - 0.72) / 0.28), vec3(greaterThan(c, vec3(0.72))));  // soft shoulder
+    vec3 curve = 1.055 * pow(max(c, 1e-6), vec3(1.0 / 2.4)) - 0.055;
+    colour = vec4(mix(12.92 * c, curve, vec3(greaterThan(c, vec3(0.0031308)))), alpha);
+}
+"""
 
+_SKIN = """
+    c = A * L + S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0));
+    c += 0.07 * fresnel * S.y * S.y * sky(reflect(-v, n));
+"""
+
+_IRIS = """
+float noise(float x) { return fract(sin(x * 12.9898) * 43758.5453); }
+float waves(float a, float k) {
+    float i = floor(a * k), f = fract(a * k);
+    return mix(noise(mod(i, k)), noise(mod(i + 1.0, k)), f * f * (3.0 - 2.0 * f));
+}
 vec3 iris(vec3 q, vec3 tint, vec3 towards_light) {
     float r = length(q.xy), turn = atan(q.y, q.x) / 6.2831853 + 0.5;
     vec3 white = vec3(0.74, 0.71, 0.68) * mix(vec3(1.0), vec3(0.93, 0.74, 0.70), smoothstep(0.60, 1.0, abs(q.x)));
     float fibre = 0.6 * waves(turn, 37.0) + 0.4 * waves(turn, 91.0);
-    float depth = smoothstep(0.17, 0.46, r);
-    vec3 colour = tint * mix(0.75, 1.35, fibre * (1.0 - 0.5 * depth));
+    vec3 colour = tint * mix(0.75, 1.35, fibre * (1.0 - 0.5 * smoothstep(0.17, 0.46, r)));
     colour += tint * vec3(1.0, 0.75, 0.4) * 0.35 * smoothstep(0.30, 0.19, r);  // collarette
     colour *= 0.85 + 1.1 * max(-dot(q.xy, towards_light.xy), 0.0);  // light gathers opposite the key
     colour *= mix(1.0, 0.22, smoothstep(0.37, 0.48, r));  // limbal ring
     colour = mix(vec3(0.004), colour, smoothstep(0.155, 0.185, r));  // pupil
     return q.z > 0.0 ? mix(colour, white, smoothstep(0.455, 0.515, r)) : white;
 }
+"""
 
+_EYE = """
+    vec3 q = normalize(T), r = reflect(-v, n);
+    float lid = mix(1.0, 0.6, smoothstep(0.1, 0.55, q.y));  // the upper lid's shadow
+    float window = smoothstep(0.972, 0.986, dot(r, vec3(0.36, 0.42, 0.83)));
+    window += 0.25 * smoothstep(0.95, 0.99, dot(r, vec3(-0.5, -0.1, 0.86)));
+    c = iris(q, A, k) * L * lid + 0.03 * S.y * sky(r) + mix(0.45, 0.9, S.x) * window;
+"""
+
+# Kajiya-Kay: highlights where the strand is square to the half vector, one white, one shifted and of the hair's colour.
+_HAIR = """
+    vec3 t = normalize(T);
+    float th = dot(t, h), tl = dot(normalize(t + 0.18 * n), h);
+    float first = pow(max(1.0 - th * th, 0.0), 55.0), second = pow(max(1.0 - tl * tl, 0.0), 16.0);
+    float lit = S.x * smoothstep(-0.2, 0.5, dot(n, k));
+    c = A * L + lit * (0.09 * first + second * 0.45 * A) + 0.05 * S.y * S.y * fresnel;
+"""
+
+_WEAVE = """
 // Collar line, sleeve seam and pattern of cloth: t = depth below the neckline, distance from the seam, style.
 vec3 weave(vec3 a, vec3 t) {
     float style = floor(t.z + 0.001), line = exp(-pow((t.x - 0.043) / 0.004, 2.0));
@@ -107,46 +145,33 @@ vec3 weave(vec3 a, vec3 t) {
     }
     return a * (1.0 - 0.4 * line);
 }
-
-void main() {
-    if (lenses != (M == 5)) discard;
-    vec3 v = normalize(eye - P), n = normalize(N);
-    if (M >= 2 && dot(n, v) < 0.0) n = -n;
-    vec3 k = key_direction, h = normalize(k + v);
-    float fresnel = pow(1.0 - max(dot(n, v), 0.0), 4.0), alpha = 1.0;
-    vec3 c;
-    if (M == 0) {
-        c = A * L + S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0));
-        c += 0.07 * fresnel * S.y * S.y * sky(reflect(-v, n));
-    } else if (M == 1) {
-        vec3 q = normalize(T), r = reflect(-v, n);
-        float lid = mix(1.0, 0.6, smoothstep(0.1, 0.55, q.y));  // the upper lid's shadow
-        float window = smoothstep(0.972, 0.986, dot(r, vec3(0.36, 0.42, 0.83)));
-        window += 0.25 * smoothstep(0.95, 0.99, dot(r, vec3(-0.5, -0.1, 0.86)));
-        c = iris(q, A, k) * L * lid + 0.03 * S.y * sky(r) + mix(0.45, 0.9, S.x) * window;
-    } else if (M == 2) {
-        vec3 t = normalize(T);
-        float th = dot(t, h), tl = dot(normalize(t + 0.18 * n), h);
-        float first = pow(max(1.0 - th * th, 0.0), 55.0), second = pow(max(1.0 - tl * tl, 0.0), 16.0);
-        float lit = S.x * smoothstep(-0.2, 0.5, dot(n, k));
-        c = A * L + lit * (0.09 * first + second * 0.45 * A) + 0.05 * S.y * S.y * fresnel;
-    } else if (M == 3) {
-        c = weave(A, T) * L + 0.03 * fresnel * S.y * sky(n);
-    } else if (M == 4) {
-        vec3 tint = mix(vec3(0.06), A, 0.55);
-        vec3 mirror = S.y * 0.8 * sky(reflect(-v, n)) + S.x * 1.6 * lobe(n, h, 70.0);
-        c = A * L * 0.75 + tint * mirror + 0.15 * fresnel * S.y;
-    } else {
-        float shine = 0.25 * fresnel + S.x * 0.5 * lobe(n, h, 160.0);
-        alpha = clamp(1.0 - dot(A, vec3(0.33)) + shine, 0.06, 0.95);
-        c = (A * L * 0.5 * (alpha - shine) + shine * sky(reflect(-v, n)) * 1.2) / alpha;
-    }
-    c = mix(c, 0.72 + 0.28 * tanh((c - 0.72) / 0.28), vec3(greaterThan(c, vec3(0.72))));  // soft shoulder
-    vec3 curve = 1.055 * pow(max(c, 1e-6), vec3(1.0 / 2.4)) - 0.055;
-    vec3 srgb = mix(12.92 * c, curve, vec3(greaterThan(c, vec3(0.0031308))));
-    colour = vec4(srgb, alpha);
-}
 """
+
+_CLOTH = "    c = weave(A, T) * L + 0.03 * fresnel * S.y * sky(n);"
+
+_GLOSSY = """
+    vec3 mirror = S.y * 0.8 * sky(reflect(-v, n)) + S.x * 1.6 * lobe(n, h, 70.0);
+    c = A * L * 0.75 + mix(vec3(0.06), A, 0.55) * mirror + 0.15 * fresnel * S.y;
+"""
+
+_LENS = """
+    float shine = 0.25 * fresnel + S.x * 0.5 * lobe(n, h, 160.0);
+    alpha = clamp(1.0 - dot(A, vec3(0.33)) + shine, 0.06, 0.95);
+    c = (A * L * 0.5 * (alpha - shine) + shine * sky(reflect(-v, n)) * 1.2) / alpha;
+"""
+
+# In the order of minirodin.avatars.mesh: SKIN, EYE, HAIR, CLOTH, GLOSSY, LENS.
+FRAGMENTS = [
+    FRAGMENT % {"functions": functions, "shade": shade, "two_sided": two_sided}
+    for functions, shade, two_sided in (
+        ("", _SKIN, 0),
+        (_IRIS, _EYE, 0),
+        ("", _HAIR, 1),
+        (_WEAVE, _CLOTH, 1),
+        ("", _GLOSSY, 1),
+        ("", _LENS, 1),
+    )
+]
 
 SCREEN_VERTEX = """#version 330
 void main() { gl_Position = vec4(vec2(gl_VertexID == 1 ? 3 : -1, gl_VertexID == 2 ? 3 : -1), 0.0, 1.0); }
