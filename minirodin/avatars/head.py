@@ -47,13 +47,14 @@ class Surface:
 
     Attributes:
         matrix: (V, V0) coarse to fine vertices.
-        faces: (F, 3).
+        faces: (F, 3); casters: (K, 3) a quarter as many over the same vertices, good enough for shadows.
         rest: (V, 3) positions in the average head: the canonical coordinates for patterns and regions.
         masks: region name → (V,) in [0, 1].
     """
 
     matrix: csr_matrix
     faces: np.ndarray
+    casters: np.ndarray
     rest: np.ndarray
     masks: dict[str, np.ndarray]
 
@@ -140,11 +141,14 @@ class HeadModel:
         masks = dict(zip(meta["masks"], data["masks"] / 255.0, strict=True))
         polygons, matrix, self.surfaces = data["faces"].astype(np.int64), None, []
         for _ in range(2):
+            before = polygons
             step, polygons = subdivide(polygons, self.count if matrix is None else matrix.shape[0])
             matrix = step if matrix is None else (step @ matrix).tocsr()
             fine = {name: np.clip(matrix @ mask, 0, 1) for name, mask in masks.items()}
             fine_rest = matrix @ rest[: self.count]
-            self.surfaces.append(Surface(matrix, triangulate(polygons), fine_rest, fine | regions(fine_rest, fine)))
+            faces, casters = triangulate(polygons), triangulate(before[:, :4])
+            casters = np.where(casters < 0, casters[:, :1], casters)  # padded triangles: their second half is nothing
+            self.surfaces.append(Surface(matrix, faces, casters, fine_rest, fine | regions(fine_rest, fine)))
 
     def shape(self, gender=0.5, age=30.0, weight=0.5, ancestry=(1 / 3, 1 / 3, 1 / 3), local=None, expression=None,
               gaze=(0.0, 0.0), detail: int = 2) -> HeadShape:  # fmt: skip

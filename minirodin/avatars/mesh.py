@@ -22,6 +22,7 @@ class Mesh:
             else 0.
         width: (V,) signed half-width. The renderer moves a vertex by it sideways of the tangent, square to whoever
             looks, so that two vertices on a strand's axis become a thin cylinder; 0 on solid parts.
+        casters: (K, 3) the triangles that cast shadow: fewer than `faces` where that looks the same.
     """
 
     vertices: np.ndarray
@@ -31,9 +32,10 @@ class Mesh:
     material: np.ndarray
     tangents: np.ndarray
     width: np.ndarray
+    casters: np.ndarray
 
 
-def make_mesh(vertices, faces, albedo, material: int, normals=None, tangents=None, width=None) -> Mesh:
+def make_mesh(vertices, faces, albedo, material: int, normals=None, tangents=None, width=None, casters=None) -> Mesh:
     """A mesh of one material; `albedo` broadcasts to (V, 3), normals are computed where not given."""
     vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces)
     count = len(vertices)
@@ -45,6 +47,7 @@ def make_mesh(vertices, faces, albedo, material: int, normals=None, tangents=Non
         np.full(count, material),
         np.zeros((count, 3)) if tangents is None else tangents,
         np.zeros(count) if width is None else width,
+        faces if casters is None else casters,
     )
 
 
@@ -71,17 +74,20 @@ def ribbons(points: np.ndarray, radius, albedo, centre=(0.0, 0.2, 0.0), normals:
         return np.repeat(values.reshape(n * s, -1), 2, axis=0)  # (2·N·S, C): left and right edge of each point
 
     first = 2 * (np.arange(n)[:, None] * s + np.arange(s - 1)).reshape(-1, 1)
+    third = first[::3]  # a third of the pieces shade as softly as all
     faces = np.concatenate([first + np.array([0, 1, 2]), first + np.array([1, 3, 2])])
     width = twice(radius)[:, 0] * np.tile([-1.0, 1.0], n * s)
-    return make_mesh(twice(points), faces, twice(albedo), HAIR, twice(normals), twice(tangents), width)
+    casters = np.concatenate([third + np.array([0, 1, 2]), third + np.array([1, 3, 2])])
+    return make_mesh(twice(points), faces, twice(albedo), HAIR, twice(normals), twice(tangents), width, casters)
 
 
 def concatenate(meshes: list[Mesh]) -> Mesh:
     """One mesh of many."""
     start = np.cumsum([0] + [len(m.vertices) for m in meshes])
     joined = {name: np.concatenate([getattr(m, name) for m in meshes]) for name in Mesh.__dataclass_fields__}
-    faces = np.concatenate([m.faces + s for m, s in zip(meshes, start, strict=False)])
-    return Mesh(**joined | {"faces": faces})
+    for name in ("faces", "casters"):
+        joined[name] = np.concatenate([getattr(m, name) + s for m, s in zip(meshes, start, strict=False)])
+    return Mesh(**joined)
 
 
 def quantised(mesh: Mesh) -> Mesh:

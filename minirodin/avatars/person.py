@@ -49,8 +49,8 @@ def build_person(who: Attributes | int, detail: int = 2) -> Person:
     a = sample_attributes(who) if isinstance(who, (int, np.integer)) else who
     shape = head_shape(a, detail=detail)
     clothes, hidden = dress(shape, a)
-    bare = shape.faces[~hidden[shape.faces].all(axis=1)]
-    skin = make_mesh(shape.vertices, bare, skin_albedo(shape, a), SKIN, normals=shape.normals)
+    bare, casters = (f[~hidden[f].all(axis=1)] for f in (shape.faces, shape.surface.casters))
+    skin = make_mesh(shape.vertices, bare, skin_albedo(shape, a), SKIN, normals=shape.normals, casters=casters)
     field = head_field(shape, clothes)
     meshes = [skin, *face_meshes(shape, a), *clothes, *grow_hair(shape, field, a), *grow_facial_hair(shape, field, a)]
     mesh = concatenate([*meshes, *make_accessories(shape, field, a)])

@@ -112,10 +112,8 @@ class Renderer:
         """A buffer with five float32 a vertex: irradiance (RGB), and how much of the key and of the sky is seen."""
         gl, moderngl = self.gl, self.moderngl
         vertices = vertices or self._vertices(mesh)
-        kind = mesh.material[mesh.faces[:, 0]]
-        # Every other piece of hair casts shadow: as soft, and half the work.
-        casts = (kind != LENS) & ((kind != HAIR) | (mesh.faces.min(axis=1) // 2 % 2 == 0))
-        indices = gl.buffer(mesh.faces[casts].astype("i4").tobytes())
+        casters = mesh.casters[mesh.material[mesh.casters[:, 0]] != LENS]
+        indices = gl.buffer(casters.astype("i4").tobytes())
         caster = gl.vertex_array(self.depth_program, [(vertices, LAYOUT, *FIELDS)], indices, skip_errors=True)
         self.depth_target.use()
         gl.enable_only(moderngl.DEPTH_TEST)
