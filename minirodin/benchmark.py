@@ -1,6 +1,5 @@
 """What things cost: rays and samples a second, seconds to a quality, memory; the fast path against the plain one."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,5 +179,5 @@ def _reset_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _peak_memory(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else math.nan
+def _peak_memory(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
