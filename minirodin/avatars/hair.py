@@ -46,6 +46,8 @@ def grow_hair(shape, field: SkinField, attributes: Attributes) -> list[Mesh]:
     part, (x, _, z) = hairstyles.part_offset(a, frame), shape.vertices.T
     along_part = np.exp(-(((x - part) / 0.02) ** 2)) * (z > frame.ear_z - 0.1)  # dense there, so that it stays thin
     density = smoothstep(0, 0.015, above) * (1 + 2.5 * along_part)
+    if a.hair_texture == "curly":
+        density = density * (1 + 1.5 * np.exp(-((above / 0.04) ** 2)))  # few locks must cover the hairline too
     at = sample_roots(shape, density, COUNTS.get(a.hair_style, 7500), rng)
     normals = normalize(shape.on_skin(shape.normals, *at))
     roots = shape.on_skin(shape.vertices, *at) + 0.004 * normals  # above the under-layer from the start
@@ -54,7 +56,8 @@ def grow_hair(shape, field: SkinField, attributes: Attributes) -> list[Mesh]:
     if a.hair_style in ("bun", "ponytail"):
         bundles = hairstyles.tied(a, scalp, rng)
     else:
-        style = {"bob": hairstyles.falling, "long": hairstyles.falling, "afro": hairstyles.afro}
+        style = {"bob": hairstyles.falling, "long": hairstyles.falling, "curly": hairstyles.curls}
+        style = style | {"afro": hairstyles.afro}
         bundles = [style.get(a.hair_style, hairstyles.cropped)(a, scalp, rng)]
     strands = [_strands(bundle, shape, field, frame, a, rng) for bundle in bundles]
     return [*strands, _underlay(shape, above, frame, field, a)]
@@ -74,7 +77,7 @@ def _strands(bundle: hairstyles.Bundle, shape, field, frame, a, rng) -> Mesh:
         points = under_hat(points, field, frame)
     if a.glasses != "none":
         points = off_arms(points, glasses_paths(shape, field, a)[2])
-    points[:, 1:] = field.push_out(points[:, 1:], 0.003)
+    points = field.push_out(points, 0.003)
     points = resample(points, cut(points, _room(points, frame, bundle.fringe)))
     normals = field(points)[1] if bundle.normals is None else bundle.normals
 

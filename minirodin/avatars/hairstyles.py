@@ -1,13 +1,13 @@
 """The shapes of hair: how strands of each style leave the scalp, flow over the person's own head and end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from minirodin.avatars.attributes import Attributes
 from minirodin.avatars.field import Frame, SkinField, normalize
 from minirodin.avatars.head import smoothstep
-from minirodin.avatars.strands import cut, grow, resample
+from minirodin.avatars.strands import curl, cut, grow, resample
 
 X, Y, Z = np.eye(3)
 
@@ -28,6 +28,10 @@ class Scalp:
     side: np.ndarray
     frame: Frame
     field: SkinField
+
+    def first(self, n: int) -> "Scalp":
+        """A fair sample of n of the roots."""
+        return replace(self, roots=self.roots[:n], normals=self.normals[:n], above=self.above[:n], side=self.side[:n])
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def from_parting(p, a: Attributes, scalp: Scalp) -> np.ndarray:
 
 
 def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
-    """Buzz to curly: hair leaves a whorl at the crown, or a parting, and lies close to the skull."""
+    """Buzz cut to mohawk: hair leaves a whorl at the crown, or a parting, and lies close to the skull."""
     roots, frame = scalp.roots, scalp.frame
     n, style = len(roots), a.hair_style
     low, high = {  # length at the sides and on top, of the shortest and the longest hair of the style
@@ -83,7 +87,6 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
         "slicked back": ((0.08, 0.34), (0.13, 0.46)),
         "pixie": ((0.12, 0.20), (0.18, 0.30)),
         "mohawk": ((0.016, 0.20), (0.024, 0.34)),
-        "curly": ((0.22, 0.34), (0.46, 0.56)),
     }[style]
     sides, crown = np.array(low) + a.hair_length * (np.array(high) - np.array(low))
     top = smoothstep(frame.ear_top + 0.05, frame.ear_top + 0.28, roots[:, 1])  # 0 at the sides and the nape
@@ -91,8 +94,6 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
         top = smoothstep(0.13, 0.08, np.abs(roots[:, 0])) * smoothstep(frame.ear_top, frame.ear_top + 0.12, roots[:, 1])
     length = (sides + (crown - sides) * top) * frame.unit * rng.uniform(0.85, 1.1, n)
     length = length * (0.6 + 0.4 * smoothstep(0, 0.06, scalp.above))  # the hairline's own hair is short
-    if style == "curly":  # no long hair at the nape
-        length = length * (0.45 + 0.55 * smoothstep(frame.chin + 0.18, frame.ear_top + 0.08, roots[:, 1]))
     whorl = np.array([-0.03 if a.hair_part == "right" else 0.03, frame.crown, frame.ear_z - 0.16])
     sweep = {"left": -X, "middle": 0 * X, "right": X}[a.hair_part]
     stray = strays(rng, 0.10, 9)
@@ -116,7 +117,7 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
                 wish = wish + ahead * (0.9 * from_parting(p, a, scalp) - 0.9 * Z + 0.5 * Y)
         return wish + stray(p)
 
-    body = 0.010 + (0.015 + 0.040 * a.hair_volume) * top * (style != "buzz") + 0.035 * (style == "curly")
+    body = 0.010 + (0.015 + 0.040 * a.hair_volume) * top * (style != "buzz")
     body = body + 2 * top * (style == "mohawk")
     settle = lambda arc: 0.003 + body * np.minimum(1, arc / (1.3 * body))  # noqa: E731
     upright = {"slicked back": 0.3, "mohawk": 1.5, "buzz": 0.35}.get(style, 0.55)
@@ -124,11 +125,7 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     if style not in ("slicked back", "side part"):  # at the whorl hair stands in all directions, and so hides the scalp
         core = np.exp(-((np.linalg.norm(roots - whorl, axis=-1) / 0.10) ** 2))[:, None]
         start = normalize(start + core * (1.6 * rng.standard_normal((n, 3)) * [1, 0, 1] + 0.8 * scalp.normals))
-    steps = {"buzz": 3, "curly": 32}.get(style, 10)
-    points = grow(scalp.field, roots, start, length, steps, flow, settle, stiffness=0.6)
-    if style == "curly":
-        fringe = np.full(n, a.fringe)
-        return Bundle(points, 330, 0.92, 0.010, 0.4, 0.022 + 0.010 * a.hair_volume, 0.10, fringe=fringe)
+    points = grow(scalp.field, roots, start, length, 3 if style == "buzz" else 10, flow, settle, stiffness=0.6)
     fringe = np.full(n, a.fringe or style == "short")
     if style == "buzz":
         return Bundle(points, n, 0.0, 0.005, fringe=fringe)
@@ -137,13 +134,15 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
 
 def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     """Bob and long hair: away from the parting, over the sides of the head, then down, clear of the face."""
+    curly = a.hair_texture == "curly"
+    scalp = scalp.first(360) if curly else scalp
     roots, frame, side, n = scalp.roots, scalp.frame, scalp.side, len(scalp.roots)
     azimuth = np.rad2deg(frame.azimuth(roots))
     ends = frame.chin + (0.07 - 0.16 * a.hair_length if a.hair_style == "bob" else -0.13 - 0.26 * a.hair_length)
     length = np.clip(roots[:, 1] - ends, 0.05, None) * 1.15 + 0.22
     fringe = a.fringe & (azimuth < 42) & (scalp.above < 0.13)
     length[fringe] = 0.45
-    in_front = np.where(azimuth < 88, 0.8, -0.3)[:, None]
+    in_front = np.where(azimuth < 88, 0.8, -0.3)[:, None]  # of the shoulder
     stray = strays(rng, 0.06, 6)
 
     def flow(p, normal, t, arc):
@@ -154,7 +153,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
         fall = Y * (1 - smoothstep(0.25, 0.6, normal[:, 1:2]) * smoothstep(frame.chin, frame.chin - 0.1, y))
         wish = (1 - down) * (from_parting(p, a, scalp) - 0.45 * Z) - down * (fall + 0.18 * Z)
         low = smoothstep(frame.chin + 0.10, frame.chin - 0.15, y)  # before or behind the shoulder, never astride
-        wish = wish + low * (in_front * Z - np.where(in_front > 0, 0.35, 0.25) * np.sign(p[:, :1]) * X)
+        wish = wish + low * (in_front * Z - np.where(in_front > 0, 0.35, 0.08) * np.sign(p[:, :1]) * X)
         ahead = smoothstep(0.2, 0.7, normal[:, 2:])
         wish = np.where(fringe[:, None], (1 - ahead) * Z - ahead * Y + 0.15 * side * X, wish)
         return wish + stray(p)
@@ -173,13 +172,50 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     beside = (0.34 + 0.05 * a.hair_volume) * frame.unit - np.abs(points[..., 0])  # no ends stick out over a shoulder
     room = np.minimum(room, np.where(points[..., 1] < frame.chin, beside, 1))
     if a.clothing == "hoodie":  # at the back hair ends inside the hood
-        outside = scalp.field(points)[0] - 0.10 + 10 * (points[..., 1] > frame.chin - 0.01)
-        room = np.where(in_front > 0, room, np.minimum(room, outside))
-    steps = 14 + round(12 * max(a.hair_curl - 0.3, 0))
-    points = resample(points, cut(points, room), steps, power=1.35)
-    waves = (0.022 * smoothstep(0.25, 1, a.hair_curl), 0.26 - 0.14 * a.hair_curl)
-    ringlet = smoothstep(0.5, 0.9, a.hair_curl)  # curls show only where locks hold together
-    return Bundle(points, 280, 0.62 + 0.26 * ringlet, 0.0085, 1 - 0.5 * ringlet, *waves, fringe=fringe)
+        landed = np.where(points[..., 1] < frame.chin + 0.14, 0.4 - scalp.field(points)[1][..., 1], 1)
+        inside = np.minimum(landed, points[..., 1] - (frame.chin + 0.02))
+        room = np.where(azimuth[:, None] < 60, room, np.minimum(room, inside))
+    points = resample(points, cut(points, room), 32 if curly else 16, power=1.35 - 0.2 * curly)
+    if curly:
+        points = ringlets(points, (0.018 + 0.010 * a.hair_volume) * frame.unit, 0.15, 11, scalp.field, rng)
+        return Bundle(points, 360, 0.0, 0.0095, fringe=np.repeat(fringe, 11))
+    return Bundle(points, 280, 0.62, 0.0085, 1.0, 0.022 * smoothstep(0.25, 0.67, a.hair_curl), 0.22, fringe=fringe)
+
+
+def curls(a: Attributes, scalp: Scalp, rng) -> Bundle:
+    """A mop of ringlets: locks leave the scalp upright, then hang from it, each a bundle about one helix."""
+    locks, each, steps = 350, 11, 34
+    scalp = scalp.first(locks)
+    frame, roots, side = scalp.frame, scalp.roots, scalp.side
+    fringe = a.fringe & (frame.azimuth(roots) < 0.75) & (scalp.above < 0.14)
+    nape = 0.5 + 0.5 * smoothstep(frame.chin + 0.2, frame.ear_top + 0.1, roots[:, 1])
+    length = (0.26 + 0.20 * a.hair_length) * frame.unit * nape * rng.uniform(0.75, 1.15, locks)
+    stray = strays(rng, 0.16, 9)
+    body = (0.03 + 0.06 * a.hair_volume) * rng.uniform(0.2, 1.1, locks)
+
+    def flow(p, normal, t, arc):
+        down = smoothstep(0.3, 0.9, np.abs(normal[:, :1]) + np.clip(-normal[:, 2:], 0, 1))
+        wish = (1 - down) * (from_parting(p, a, scalp) - 0.3 * Z) - down * Y
+        ahead = smoothstep(0.2, 0.7, normal[:, 2:])
+        return np.where(fringe[:, None], (1 - ahead) * Z - ahead * Y + 0.3 * side * X, wish) + stray(p)
+
+    settle = lambda arc: 0.01 + body * (1 - np.exp(-arc / 0.05))  # noqa: E731
+    start = normalize(scalp.normals + 0.5 * normalize(flow(roots, scalp.normals, 0, 0)))
+    axis = grow(scalp.field, roots, start, length, steps, flow, settle, stiffness=0.65)
+    axis[~fringe] = clear_face(axis[~fringe], frame, side[~fringe], 1.0)
+    radius = (0.017 + 0.010 * a.hair_volume) * frame.unit
+    points = ringlets(axis, radius, 0.09 * frame.unit, each, scalp.field, rng)
+    return Bundle(points, locks, 0.0, 0.0095, fringe=np.repeat(fringe, each))
+
+
+def ringlets(axis, radius: float, wavelength: float, each: int, field: SkinField, rng) -> np.ndarray:
+    """`each` strands about every axis (N, S + 1, 3), all wound to one helix: (N * each, S + 1, 3)."""
+    n, s = axis.shape[:2]
+    swell = radius * rng.uniform(0.8, 1.2, (n, 1)) * smoothstep(0, 0.25, np.linspace(0, 1, s))
+    helix = curl(axis, swell, wavelength * rng.uniform(0.8, 1.2, n), rng.uniform(0, 2 * np.pi, n), field(axis)[1])
+    spread = 0.35 * radius * np.concatenate([[2.2], np.linspace(1, 0.6, s - 1)])[:, None]
+    points = helix[:, None] + spread * rng.standard_normal((n, each, 1, 3))
+    return resample(points.reshape(n * each, s, 3), rng.uniform(0.88, 1, n * each))
 
 
 def clear_face(p, frame: Frame, side, reach: float) -> np.ndarray:
