@@ -330,7 +330,7 @@ def _intrinsics(meta: dict, width: int, height: int, what: str) -> list[float]:
         fx = float(_numbers(meta["fl_x"], (), f"{what}: fl_x"))
     elif "camera_angle_x" in meta:
         angle = float(_numbers(meta["camera_angle_x"], (), f"{what}: camera_angle_x"))
-        fx = width / (2 * math.tan(angle / 2)) if 0 < angle < math.pi else math.nan
+        fx = width / (2 * math.tan(angle / 2)) if 0 < angle < math.pi else -1.0
     else:
         raise DataError(f"{what} has neither fl_x nor camera_angle_x: the focal length is not known")
     fy = float(_numbers(meta.get("fl_y", fx), (), f"{what}: fl_y"))

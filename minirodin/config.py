@@ -54,7 +54,7 @@ class RenderConfig:
 class FitConfig:
     """E3–E5: the optimisation. Stage one learns the shared decoder, stage two fits planes to it."""
 
-    shared_steps: int = 6000  # stage one, all groups together
+    shared_steps: int = 5000  # stage one, all groups together
     steps: int = 2000  # stage two, each group
     group: int = 64  # subjects fitted side by side
     rays: int = 4096  # per subject and step
