@@ -30,7 +30,9 @@
 # | `small` | one person, 32 views of 256² | TIME_SMALL | MEM_SMALL |
 # | `full` | one person, 300 views of 1024² | TIME_FULL | MEM_FULL |
 #
-# Live pictures need OpenGL (any GPU driver with EGL, or Mesa on a CPU); `minirodin doctor` says whether it is there.
+# 1 subject · 2 attributes and captions · 3 geometry and light · 4 cameras · 5 alpha · 6 files, your own capture · 7
+# visual hull · 8 seeds. Live pictures need OpenGL (any GPU driver with EGL, or Mesa on a CPU): `minirodin doctor`
+# tells.
 
 # %%
 import dataclasses
@@ -56,7 +58,7 @@ from minirodin.plots import PALETTE, STYLE, show_images
 
 # %% tags=["parameters"]
 preset_name = os.environ.get("MINIRODIN_PRESET", "smoke")
-seed = 178  # of the person who is made live
+seed = 165  # of the person who is made live
 
 # %%
 # %matplotlib inline
@@ -266,12 +268,13 @@ def clay(**sliders):
 
 # %%
 steps = (0, 0.25, 0.5, 0.75, 1)
+LOCAL = "nose-scale-vert", "chin-width", "ear-wing"
 rows = {
     "gender": [clay(gender=t) for t in steps],
     "age": [clay(age=t) for t in (20, 35, 50, 65, 85)],
     "weight": [clay(weight=t) for t in steps],
     "ancestry": [clay(ancestry=t) for t in ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1))],
-    "nose width": [clay(local={"nose-scale-horiz": t}) for t in (-1, -0.5, 0, 0.5, 1)],
+    "nose, chin, ears": [clay(local=dict.fromkeys(LOCAL, t)) for t in (-1, -0.5, 0, 0.5, 1)],
     "expression": [clay(expression=EXPRESSIONS[e]) for e in CHOICES["expression"][1:]],
 }
 figure = show_images([image for row in rows.values() for image in row], columns=5, width=7)
@@ -429,7 +432,7 @@ print(f"silhouettes overlap by {overlap:.1%}; {seen.sum()} points of cloth diffe
 
 # %%
 ON_SKIN = ["nose_tip", "nose_bridge", "chin", "crown", "occiput", "upper_lip", "lower_lip"]
-ON_SKIN += [f"{side}_{name}" for side in ("left", "right") for name in ("mouth_corner", "temple", "ear_top", "ear_lobe")]
+ON_SKIN += [f"{side}_{p}" for side in ("left", "right") for p in ("mouth_corner", "temple", "ear_top", "ear_lobe")]
 views = orbit_cameras([0, 60, -35], [0, 10, 35], 256)
 pictures = renderer.render(mesh, views)
 marks = {name: p for name, p in shape.landmarks.items() if p.ndim == 1 and name in ON_SKIN}
@@ -756,7 +759,7 @@ else:
 #
 # | the paper | here |
 # | --- | --- |
-# | in-house synthetic people, rendered with Blender, not public | a parametric head (CC0), strand hair, clothes, accessories |
+# | people rendered with Blender, not public | a parametric head (CC0), strand hair, clothes, accessories |
 # | 100 000 subjects × 300 views | any number; the weights in the box come from preset `small`: 512 × 32 |
 # | path tracing | OpenGL with light baked per vertex: a picture in milliseconds on a GPU |
 # | — | captions with paraphrases, true by construction |
@@ -765,7 +768,8 @@ else:
 
 # %% [markdown]
 # ## Exercises
-#
+
+# %% [markdown] tags=["exercise"]
 # ### Exercise 1 · by hand
 # Take the frontal camera's entry from `meta` (plain JSON) and compute with NumPy alone where the nose tip lands.
 # Where does it land if you forget that the camera looks along −z?
@@ -779,7 +783,7 @@ assert np.allclose(by_hand, cameras.project(torch.from_numpy(shape.landmarks["no
 assert np.allclose(np.add(by_hand, forgot), [2 * meta["cx"], 2 * meta["cy"]])
 print(f"at {np.round(by_hand, 2)}; turned by 180° about the principal point, at {np.round(forgot, 2)}")
 
-# %% [markdown]
+# %% [markdown] tags=["exercise"]
 # ### Exercise 2 · what shapes a head?
 # Which attributes move the vertices of the bare head, and which do not? Guess, then find out by changing one at a time
 # (`head_shape(dataclasses.replace(who, …)).coarse`).
@@ -793,7 +797,7 @@ moved = {n for n in base if np.abs(head_shape(Attributes.from_dict(base | {n: ot
 print("move the head:", ", ".join(n for n in base if n in moved))
 assert moved == {"seed", "gender", "age", "ancestry", "weight", "muscle", "expression"}
 
-# %% [markdown]
+# %% [markdown] tags=["exercise"]
 # ### Exercise 3 · attributes depend on each other
 # "An old man (over 65) with a white full beard": multiply the shares of the single attributes in `crowd`, and
 # compare with the share of all together. Which number tells a generator that has learned the distribution from one
