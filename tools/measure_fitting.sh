@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures everything that results/ says of fitting: people, the shared decoder, validation fits, the study, benchmarks.
 #   tools/measure_fitting.sh OUT        (preset small: about ten minutes on four GPUs, half an hour on one)
-# PRESET, TRAIN, VALIDATION and STUDY (subjects), GPUS (default: all) and PYTHON change the size; a run that was cut goes on.
+# PRESET, TRAIN, VALIDATION and STUDY (subjects), SETTINGS (of the study), GPUS (default: all) and PYTHON change what runs;
+# a run that was cut goes on.
 set -uo pipefail
 out=$1
 preset=${PRESET:-small} train=${TRAIN:-256} validation=${VALIDATION:-64} study=${STUDY:-64}
@@ -42,6 +43,7 @@ chain() {
 }
 study() {
   for name in "$@"; do
+    [ ! -f "$out/study-$name.json" ] || continue
     "$python" tools/fitting_study.py "$runs/study/train" "$runs/study/validation" --preset-name "$preset" \
       --out "$runs/study/fits" --only "$name" ${STUDY_FLAGS:-} && cp "$runs/study/fits/$name.json" "$out/study-$name.json"
     say "study: $name"
@@ -57,15 +59,18 @@ bench() {
 }
 
 export CUDA_VISIBLE_DEVICES=0 MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
-if [ "$gpus" -ge 4 ]; then
-  chain & 
-  CUDA_VISIBLE_DEVICES=1 study chosen one-size smoothness-d10 channels-8 &
-  CUDA_VISIBLE_DEVICES=2 study one-size-plain smoothness-d100 noise-none density-d2 &
-  (export CUDA_VISIBLE_DEVICES=3; study smoothness-x4 channels-32; bench; study noise-x3) &
+settings=(${SETTINGS:-chosen one-size-plain one-size smoothness-d100 smoothness-x4 channels-8 smoothness-d10 channels-32 noise-none noise-x3 density-d2})
+if [ "$gpus" -gt 1 ]; then  # the chain has a GPU for itself, the settings share the others
+  chain &
+  for gpu in $(seq 1 $((gpus - 1))); do
+    mine=()
+    for i in "${!settings[@]}"; do [ $((i % (gpus - 1) + 1)) = "$gpu" ] && mine+=("${settings[$i]}"); done
+    (CUDA_VISIBLE_DEVICES=$gpu; study "${mine[@]}"; [ "$gpu" != 1 ] || bench) &
+  done
   wait
 else
   chain
-  study chosen one-size one-size-plain smoothness-x4 smoothness-d10 smoothness-d100 channels-8 channels-32 noise-none noise-x3 density-d2
+  study "${settings[@]}"
   bench
 fi
 "$python" - "$out" <<'P'
