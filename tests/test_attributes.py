@@ -136,6 +136,8 @@ LEXICON = [
     (r"t-shirt|\btee\b", "clothing", {"t-shirt"}),
     (r"collar", "clothing", {"shirt"}),
     (r"hoodie|hooded", "clothing", {"hoodie"}),
+    (r"striped", "clothing_pattern", {"stripes"}),
+    (r"checked|plaid", "clothing_pattern", {"checks"}),
     (r"smil", "expression", {"slight smile", "smile", "open smile"}),
     (r"grinning|open mouth|broadly", "expression", {"open smile"}),
     (r"frown", "expression", {"frown"}),
@@ -145,7 +147,7 @@ LEXICON = [
 SAME = {"blonde": "blond", "ginger": "red", "gray": "grey"}
 COLOURED = [  # (what follows the colour, attribute)
     (r"(?:hair|afro|bun|bob|buzz|pixie|mohawk|ponytail|curls|haircut|beard|moustache|goatee)\b", "hair_color"),
-    (r"(?:t-shirt|tee|shirt|collared|hoodie|hooded)\b", "clothing_color"),
+    (r"(?:t-shirt|tee|shirt|collared|hoodie|hooded|striped|checked|plaid)\b", "clothing_color"),
     (r"(?:cap|baseball|beanie|knitted)\b", "hat_color"),
     (r"glasses\b", "frame_color"),
     (r"(?:studs?|hoops?)\b", "earring_color"),

@@ -34,6 +34,7 @@ CHOICES = {
     "earrings": ("none", "studs", "hoops"),
     "earring_color": ("gold", "silver"),
     "clothing": ("t-shirt", "shirt", "hoodie"),
+    "clothing_pattern": ("plain", "stripes", "checks"),
     "clothing_color": (
         "white", "black", "grey", "red", "orange", "yellow", "green", "teal", "blue", "navy", "purple", "pink", "brown",
     ),
@@ -108,6 +109,7 @@ class Attributes:
     earring_color: str = "gold"
     clothing: str = "t-shirt"
     clothing_color: str = "blue"
+    clothing_pattern: str = "plain"
 
     def __post_init__(self):
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -198,6 +200,7 @@ def sample_attributes(seed: int) -> Attributes:
     curl = number("hair_curl", *((0.7, 1) if style in ("afro", "curly") else (0.25 * african, 0.6 + 0.4 * african)))
 
     facial_hair = pick("facial_hair", [1, 0, 0, 0, 0] if woman else [30, 16, 16, 12, 26])
+    clothing = pick("clothing")
     hat_room = style not in ("afro", "mohawk", "bun")  # these do not fit under a hat
     makeup = pick("makeup", [35, 40, 25] if woman else [1, 0, 0])
     return Attributes(
@@ -229,6 +232,7 @@ def sample_attributes(seed: int) -> Attributes:
         hat_color=pick("hat_color"),
         earrings=pick("earrings", [50, 26, 24] if woman else [88, 8, 4]),
         earring_color=pick("earring_color"),
-        clothing=pick("clothing"),
+        clothing=clothing,
         clothing_color=pick("clothing_color"),
+        clothing_pattern=pick("clothing_pattern", {"t-shirt": [3, 1, 0], "shirt": [2, 0, 1]}.get(clothing, [1, 0, 0])),
     )

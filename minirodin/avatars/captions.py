@@ -112,7 +112,8 @@ def caption(attributes: Attributes, seed: int) -> str:
             "shirt": ["shirt with a collar", "collared shirt"],
             "hoodie": ["hoodie", "hooded sweatshirt"],
         }
-        wear.append(_article(f"{a.clothing_color} {choose(kind[a.clothing])}"))
+        pattern = {"plain": [""], "stripes": ["striped ", ""], "checks": ["checked ", "plaid ", ""]}[a.clothing_pattern]
+        wear.append(_article(f"{a.clothing_color} {choose(pattern)}{choose(kind[a.clothing])}"))
     if a.hat != "none" and mention(0.92):
         kind = {"cap": ["cap", "baseball cap"], "beanie": ["beanie", "knitted beanie"]}[a.hat]
         wear.append(_article(choose([f"{a.hat_color} {k}" for k in kind] * 3 + kind)))

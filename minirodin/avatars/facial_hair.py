@@ -110,7 +110,7 @@ def beard(shape, field: SkinField, a: Attributes, rng) -> list[Mesh]:
     lip = (rest[:, 1] > -0.055) & (np.abs(rest[:, 0]) < 0.11) & (rest[:, 2] > 0.4)  # of the moustache
     grown, frame = a.facial_hair_length, head_frame(shape)
     chin = np.exp(-((rest[:, 0] / 0.17) ** 2)) * smoothstep(-0.03, -0.11, rest[:, 1])
-    end = frame.chin + 0.02 - (0.03 + 0.17 * grown**1.5) * np.exp(-((rest[:, 0] / 0.12) ** 2))  # a rounded lower edge
+    end = frame.chin + 0.02 - (0.02 + 0.15 * grown**1.5) * np.exp(-((rest[:, 0] / 0.15) ** 4))  # a rounded lower edge
     length = (0.025 + 0.055 * grown) * (0.55 + 0.45 * shape.on_skin(density, *at))
     length = length + chin * (np.clip(roots[:, 1] - end, length, None) - length)
     length = np.where(lip, 0.030 + 0.035 * grown, length) * frame.unit * rng.uniform(0.85, 1.05, count)

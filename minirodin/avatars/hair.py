@@ -94,7 +94,7 @@ def _room(p, frame: Frame, fringe) -> np.ndarray:
     lowest = np.where(hangs, frame.brow + 0.035 * frame.size, frame.brow + 0.17 * frame.size)[:, None]
     lowest = lowest - 0.25 * frame.size * smoothstep(np.deg2rad(35), np.deg2rad(60), azimuth)
     face = np.where((azimuth < np.deg2rad(60)) & (y > frame.chin), y - lowest, 1.0)
-    return np.minimum(face, LIMIT - np.maximum(np.abs(p).max(-1), np.linalg.norm(p, axis=-1) - 0.015))
+    return np.minimum(face, LIMIT - np.maximum(np.abs(p).max(-1), np.linalg.norm(p, axis=-1) + 0.005))
 
 
 def under_hat(p, field: SkinField, frame: Frame) -> np.ndarray:
