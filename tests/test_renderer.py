@@ -118,6 +118,7 @@ def test_lenses_are_see_through(renderer):
         images[name] = renderer.render(concatenate([lens, sheet]), orbit_cameras(0, 0, 64))[0].astype(int)
     plain = renderer.render(sheet, orbit_cameras(0, 0, 64))[0].astype(int)
     assert images["dark"][32, 32, 1] < 0.5 * plain[32, 32, 1] and images["clear"][32, 32, 1] > 0.85 * plain[32, 32, 1]
+    assert images["dark"][32, 32, 3] == images["clear"][32, 32, 3] == 255, "a lens opens a hole in what is behind it"
     beside = images["clear"][32, 20, 3], images["dark"][32, 20, 3]
     assert 0 < beside[0] < beside[1] < 255
 
