@@ -48,15 +48,12 @@ def test_hull_holds_the_ball_and_little_else(observations):
 
 
 def test_hull_is_indexed_z_y_x():
-    """A ball off the centre, by moving the cameras instead: it lies at (0.4, 0, −0.2)."""
-    capture = ball_capture(views=10, size=32, radius=0.3)
-    shift = torch.tensor([0.4, 0.0, -0.2], dtype=torch.float64)
-    poses = capture.cameras.camera_to_world.clone()
-    poses[:, :3, 3] += shift
-    moved = replace(capture, cameras=replace(capture.cameras, camera_to_world=poses))
-    hull = Observations([moved], GRID, "cpu").hull[0]
-    centre = cell_centres(GRID, "cpu")[hull.flatten()].mean(0)
-    torch.testing.assert_close(centre, shift.float(), rtol=0, atol=0.08)
+    cameras, centre = capture_cameras(10, 32, 0), (0.3, 0.25, -0.4)
+    capture = replace(ball_capture(views=10, size=32), images=trace_ball(cameras, radius=0.3, centre=centre))
+    hull = Observations([capture], GRID, "cpu").hull[0]
+    inner = (cell_centres(GRID, "cpu").abs() < 0.8).all(1)  # further out, some camera may not see it
+    found = cell_centres(GRID, "cpu")[hull.flatten() & inner].mean(0)
+    torch.testing.assert_close(found, torch.tensor(centre), rtol=0, atol=0.08)
 
 
 def test_hull_keeps_what_a_camera_cannot_see():
@@ -149,7 +146,7 @@ def test_pixels_that_are_not_square(captures):
     assert observations.hull[0][distance < 0.6].all()
     batch = draw(observations, (0,))
     view, column, row, off = source_of(batch, 0, cameras)
-    assert off < 1e-3
+    assert off < 1e-3 and row.min() < 10 and row.max() >= 30
     assert torch.equal(batch.rgba[0], torch.from_numpy(capture.images)[view, row, column].float() / 255)
 
 

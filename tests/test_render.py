@@ -208,6 +208,8 @@ def test_one_occupied_cell_by_hand(axis):
     start = 2 + place[axis] * 0.5
     torch.testing.assert_close(t[0, 0], start + 0.5 * torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
     torch.testing.assert_close(delta[0, 0, 0], torch.tensor(0.1))
+    t, _ = ray_samples(origin, direction, Occupancy(torch.zeros(1, 4, 4, 4), occupied), 64, 5, jitter=0.0)
+    torch.testing.assert_close(t[0, 0], start + 0.5 * torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8]))
 
 
 def test_full_box_is_plain_uniform_quadrature():
@@ -268,6 +270,13 @@ def test_occupancy_of_a_ball():
     inner = distance < radius - 3 * 3**0.5 / grid  # the cell and its neighbours
     assert inner.any() and (occupancy.density[0][inner] > 55).all()
     assert (occupancy.density[0][distance > radius - 3**0.5 / grid] < 31).all()  # it bounds σ in the whole cell
+
+
+def test_a_cell_is_as_thin_as_its_thinnest_part():
+    """Matter in the right half of every cell ends no ray, and makes every cell worth its samples."""
+    stripes = FieldDecoder(lambda p: 60.0 * ((p[..., 0] + 1) * 4 % 1 > 0.5))
+    occupancy = occupancy_from_planes(PLANES, stripes, 8)
+    assert (occupancy.density == 0).all() and occupancy.occupied.all()
 
 
 def test_occupancy_within_a_hull():

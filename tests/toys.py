@@ -11,13 +11,14 @@ from minirodin.config import Config, preset
 from minirodin.triplane import PLANE_AXES
 
 
-def trace_ball(cameras: Cameras, radius=0.6, tint=(0.9, 0.4, 0.2)) -> np.ndarray:
+def trace_ball(cameras: Cameras, radius=0.6, tint=(0.9, 0.4, 0.2), centre=(0.0, 0.0, 0.0)) -> np.ndarray:
     """Pictures (V, H, W, 4) uint8 of a ball with smooth bands of colour, four rays a pixel for clean alpha."""
     height, width = cameras.height, cameras.width
     fine = cameras.resized(2 * width, 2 * height)
     images = []
     for view in range(len(cameras)):
         origins, directions = fine.rays(view)
+        origins = origins - torch.tensor(centre)
         b = (origins * directions).sum(-1)
         discriminant = b.square() - origins.square().sum(-1) + radius**2
         hit = discriminant > 0
