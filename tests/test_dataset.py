@@ -57,7 +57,7 @@ def test_a_person_is_whole_and_within_the_ball(seed):
     assert mesh.faces.min() >= 0 and mesh.faces.max() < len(mesh.vertices)
     length = np.linalg.norm(mesh.normals[np.unique(mesh.faces)], axis=1)
     assert (np.abs(length - 1) < 0.02).mean() > 0.999  # none at the centre of a button, say
-    assert mesh.albedo.min() >= 0 and mesh.albedo.max() <= 2
+    assert mesh.albedo.min() >= 0 and mesh.albedo.max() <= 4
     for name in mesh.__dataclass_fields__:
         assert name in ("faces", "casters") or len(getattr(mesh, name)) == len(mesh.vertices)
 

@@ -80,12 +80,10 @@ def _seam(rest: np.ndarray) -> np.ndarray:
 
 def _pattern(rest: np.ndarray, depth: np.ndarray, a: Attributes, rng) -> np.ndarray:
     """What the shader draws collar line, seams and pattern from: depth, distance from the seam, style (V, 3)."""
-    style, draw = 0.0, rng.random()
-    if a.clothing == "t-shirt":  # 1 light stripes, 2 dark stripes, 3 a dark collar
-        light = np.mean(linear(COLORS[a.clothing_color])) < 0.3
-        style = (1.0 if light else 2.0) + rng.uniform(0.1, 0.9) if draw < 0.22 else 3.0 if draw < 0.4 else 0.0
-    elif a.clothing == "shirt":
-        style = 4.0 if draw < 0.35 else 0.0  # 4 checks
+    light = np.mean(linear(COLORS[a.clothing_color])) < 0.3
+    stripes = (1.0 if light else 2.0) + rng.uniform(0.1, 0.9)  # 1 light, 2 dark; the fraction is their width
+    plain = 3.0 if a.clothing == "t-shirt" and rng.random() < 0.25 else 0.0  # 3: a dark collar
+    style = {"plain": plain, "stripes": stripes, "checks": 4.0}[a.clothing_pattern]
     return np.stack([depth, _seam(rest), np.full(len(rest), style)], axis=1)
 
 

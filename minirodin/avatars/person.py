@@ -12,7 +12,7 @@ from minirodin.avatars.field import head_field
 from minirodin.avatars.hair import grow_hair
 from minirodin.avatars.head import EXPRESSIONS, HeadModel, HeadShape, load_head
 from minirodin.avatars.mesh import SKIN, Mesh, concatenate, make_mesh, quantised
-from minirodin.avatars.skin import face_meshes, skin_albedo
+from minirodin.avatars.skin import face_meshes, skin_albedo, wrinkles
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def build_person(who: Attributes | int, detail: int = 2) -> Person:
     shape = head_shape(a, detail=detail)
     clothes, hidden = dress(shape, a)
     bare, casters = (f[~hidden[f].all(axis=1)] for f in (shape.faces, shape.surface.casters))
-    skin = make_mesh(shape.vertices, bare, skin_albedo(shape, a), SKIN, normals=shape.normals, casters=casters)
+    colour, lines = skin_albedo(shape, a), wrinkles(shape, a)
+    skin = make_mesh(shape.vertices, bare, colour, SKIN, normals=shape.normals, tangents=lines, casters=casters)
     field = head_field(shape, clothes)
     meshes = [skin, *face_meshes(shape, a), *clothes, *grow_hair(shape, field, a), *grow_facial_hair(shape, field, a)]
     mesh = concatenate([*meshes, *make_accessories(shape, field, a)])

@@ -88,8 +88,12 @@ void main() {
 }
 """
 
+# T: a coordinate whose integers are wrinkles, and in z their depth. Below a dark line light catches its edge.
 _SKIN = """
-    c = A * L + S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0));
+    float turn = 6.2831853 * T.x;
+    float groove = pow(0.5 + 0.5 * cos(turn), 6.0), ridge = pow(0.5 + 0.5 * cos(turn + 1.6), 4.0);
+    c = A * L * (1.0 - T.z * (0.30 * groove - 0.09 * ridge));
+    c += S.x * (0.03 * lobe(n, h, 12.0) + 0.045 * lobe(n, h, 40.0));
     c += 0.07 * fresnel * S.y * S.y * sky(reflect(-v, n));
 """
 

@@ -62,7 +62,7 @@ def skin_albedo(shape: HeadShape, a: Attributes) -> np.ndarray:
     lips = smoothstep(0.25, 0.75, masks["lips"])
     natural = tone * (np.array([0.80, 0.45, 0.44]) * pale + np.array([0.98, 0.66, 0.68]) * (1 - pale))
     natural = natural * np.exp(rng.normal(0, [0.05, 0.08, 0.08]))
-    painted = natural if a.lip_color == "natural" else linear(LIPS[a.lip_color])
+    painted = natural if a.lip_color == "natural" else linear(LIPS[a.lip_color]) * (0.55 + 0.45 * pale)
     mix = {"none": 0.0, "light": 0.55, "strong": 0.85}[a.makeup]
     lip = natural + mix * (painted - natural)
     lip = lip * (1 + 0.04 * waves(rest * [3, 0.3, 1], rng, 90))[:, None]
@@ -80,6 +80,20 @@ def skin_albedo(shape: HeadShape, a: Attributes) -> np.ndarray:
     inside = smoothstep(0.3, 0.9, masks["inside_mouth"]) * (1 - lips)
     albedo = albedo + inside[:, None] * (np.array([0.16, 0.035, 0.03]) - albedo)
     return np.clip(albedo, 0.003, 0.9)
+
+
+def wrinkles(shape: HeadShape, a: Attributes) -> np.ndarray:
+    """Lines of the brow and around the eyes, (V, 3): a coordinate whose integers are lines, 0, and their depth."""
+    rng, rest = a.rng("wrinkles"), shape.rest
+    x, y, front = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] > 0.2
+    bent = 0.007 * np.sin(13 * rest[:, 0] + rng.uniform(0, 6)) + 0.03 * x**2 / 0.15
+    brow = smoothstep(0.30, 0.34, y) * smoothstep(0.46, 0.41, y) * smoothstep(0.20, 0.10, x) * front
+    right, up = x - 0.165, y - 0.205
+    away, angle = np.hypot(right, up), np.arctan2(up, right)
+    feet = smoothstep(0.012, 0.03, away) * smoothstep(0.085, 0.05, away) * smoothstep(0.9, 0.5, np.abs(angle)) * front
+    depth = np.clip((a.age - 35) / 40, 0, 1) * rng.uniform(0.5, 1.0) * np.maximum(brow, feet)
+    line = np.where(feet > brow, angle / 0.36 + rng.uniform(), (y + bent) / rng.uniform(0.030, 0.040))
+    return np.stack([line, np.zeros_like(line), depth], axis=1)
 
 
 def _freckles(albedo, rest, masks, amount, rng, size=0.0052, strength=1.0) -> np.ndarray:
@@ -121,7 +135,7 @@ def face_meshes(shape: HeadShape, a: Attributes) -> list[Mesh]:
     """Eyeballs, teeth and tongue."""
     tint = linear(IRIS[a.eye_color]) * np.exp(a.rng("iris").normal(0, 0.12, 3))
     meshes = [eye_mesh(eye, np.clip(tint, 0, 1)) for eye in shape.eyes]
-    ivory, red = 1.7 * linear((0.88, 0.85, 0.78)), np.array([0.35, 0.10, 0.10])
-    for name, (vertices, faces) in shape.parts.items():
+    ivory, red = 4 * linear((0.88, 0.85, 0.78)), np.array([0.35, 0.10, 0.10])
+    for name, (vertices, faces) in shape.parts.items():  # brighter than white: hardly any light gets in there
         meshes.append(make_mesh(vertices, faces, red if name == "tongue" else ivory, SKIN))
     return meshes
