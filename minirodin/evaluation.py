@@ -96,8 +96,11 @@ def _channels_first(images: Tensor) -> Tensor:
 def provenance() -> dict[str, str]:
     """What every file in results/ says of itself: the day, the commit (+ when the tree was changed) and the device."""
     folder = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "describe", "--always", "--exclude=*", "--dirty=+"], cwd=folder, capture_output=True, text=True)
-    commit = git.stdout.strip() if git.returncode == 0 else os.environ.get("MINIRODIN_COMMIT", "unknown")
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        commit = os.environ.get("MINIRODIN_COMMIT", "unknown")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"date": datetime.date.today().isoformat(), "commit": commit, "device": device}
 

@@ -111,6 +111,14 @@ def test_bench_prints_json(fitted, tmp_path, capsys):
     assert printed["fast"]["views_per_second"] > 0 and {"date", "commit", "device"} <= set(printed)
 
 
+def test_provenance_without_git(monkeypatch):
+    from minirodin.evaluation import provenance
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("MINIRODIN_COMMIT", "0123abc")
+    assert provenance()["commit"] == "0123abc"
+
+
 def test_doctor_reports_every_line_and_survives_a_broken_check(monkeypatch, capsys):
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -65,7 +65,8 @@ def test_results_say_when_where_and_from_what():
     for path in (ROOT / "results").glob("*.json"):
         values = json.loads(path.read_text())
         assert {"date", "commit", "device"} <= set(values), path.name
-        assert re.fullmatch(r"20\d\d-\d\d-\d\d", values["date"]) and re.fullmatch(r"[0-9a-f]{7,40}\+?", values["commit"])
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", values["date"]), path.name
+        assert re.fullmatch(r"[0-9a-f]{7,40}\+?", values["commit"]), path.name
 
 
 def test_commands_of_the_readme_exist():
