@@ -11,6 +11,7 @@ from minirodin.avatars.attributes import CHOICES, Attributes, sample_attributes
 from minirodin.avatars.facial_hair import beard_density, grow_facial_hair
 from minirodin.avatars.field import head_field, head_frame, normalize, skin_field
 from minirodin.avatars.hair import grow_hair, off_arms, under_hat
+from minirodin.avatars.hairstyles import clear_face
 from minirodin.avatars.mesh import HAIR, LENS
 from minirodin.avatars.person import head_shape
 from minirodin.avatars.strands import clump, curl, cut, grow, resample, sample_roots
@@ -121,6 +122,21 @@ def test_strands_stay_out_of_head_face_and_box(style):
     frame = head_frame(shape)
     ahead = (np.abs(p[:, 0]) < 0.12) & (p[:, 2] > frame.ear_z + 0.1)
     assert not (ahead & (p[:, 1] < frame.eye) & (p[:, 1] > frame.chin)).any()
+
+
+def test_clear_face_frames_the_face_and_leaves_the_parting():
+    frame = head_frame(head(3)[0])
+    side = np.array([[1.0], [-1.0]])
+    before = np.array([[[0.05, frame.eye, 0.5]], [[-0.02, frame.eye, 0.5]]])  # (2, 1, 3) in front of either eye
+    moved = clear_face(before, frame, side, 1.1)
+    assert np.all(frame.azimuth(moved) > 0.9) and np.array_equal(np.sign(moved[:, 0, 0]), side[:, 0])
+    assert np.allclose(moved[..., 1], frame.eye)
+    parted = np.array([[[-0.1, frame.crown, 0.3]], [[0.1, frame.crown, 0.3]]])  # on top, and across the middle
+    assert np.array_equal(clear_face(parted, frame, side, 1.1), parted)
+    a = person("bob", hair_length=1.0, hair_curl=0.2)
+    mesh = grow_hair(*head(a.seed), a)[0]
+    each = mesh.vertices.reshape(6000, -1, 3)  # a strand a row: locks hang down beside the face, none is cut at the brows
+    assert np.all(each[frame.azimuth(each[:, 0]) < 1.0, -1, 1] < frame.eye)
 
 
 def test_bald_has_no_hair_and_long_is_longer_than_short():
