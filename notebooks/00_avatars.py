@@ -24,15 +24,14 @@
 # *Paper*: the opening of the method section (multi-view renders of synthetic people, made with Blender) and the data
 # paragraph of the experiments. *Code*: `minirodin/avatars/`, `minirodin/cameras.py`, `minirodin/observations.py`.
 #
-# | preset | what is rendered live | time on 2 CPU cores | memory |
+# | preset | what is rendered live | CPU time, OpenGL on the CPU too | memory |
 # | --- | --- | --- | --- |
-# | `smoke` | one person, 12 views of 64² | TIME_SMOKE | MEM_SMOKE |
-# | `small` | one person, 32 views of 256² | TIME_SMALL | MEM_SMALL |
-# | `full` | one person, 300 views of 1024² | TIME_FULL | MEM_FULL |
+# | `smoke` | one person, 12 views of 64² | 100 s, shared by two cores | 1.2 GB |
+# | `small` | one person, 32 views of 256² | 110 s | 1.5 GB |
+# | `full` | one person, 300 views of 1024² | 7 minutes (from six views) | 8 GB (estimated) |
 #
 # 1 subject · 2 attributes and captions · 3 geometry and light · 4 cameras · 5 alpha · 6 files, your own capture · 7
-# visual hull · 8 seeds. Live pictures need OpenGL (any GPU driver with EGL, or Mesa on a CPU): `minirodin doctor`
-# tells.
+# visual hull · 8 seeds. Live pictures need OpenGL (a GPU's driver, or Mesa on a CPU): `minirodin doctor` tells.
 
 # %%
 import dataclasses
@@ -725,7 +724,14 @@ print(f"all {len(mesh.vertices):,} vertices of the live person lie in its hull, 
 # | from 2 000 000 | nothing, ever; `make_people` refuses them |
 #
 # A test set that is looked at while choosing between models is a validation set. The last range stays for somebody who
-# wants to judge this work from outside. The two we use are the same people in kind:
+# wants to judge this work from outside. Here are twelve people for validation:
+
+# %%
+portraits = sorted(Path("../data_samples/portraits").glob("*.png"))
+photo(show_images([np.asarray(Image.open(path)) for path in portraits], columns=6))
+
+# %% [markdown]
+# They differ from training people in nothing but the seed:
 
 # %%
 validation = [sample_attributes(1_000_000 + s) for s in range(2000)]
@@ -746,7 +752,8 @@ from minirodin.avatars.dataset import make_people
 
 gap = max(abs(styles[0][s] - styles[1][s]) / 2000 for s in CHOICES["hair_style"])
 assert gap < 0.03, gap  # three standard deviations of a share of 10 %
-assert all(int(p.name) < 2_000_000 for p in people)
+assert all(int(p.name) < 1_000_000 for p in people)
+assert len(portraits) == 12 and all(1_000_000 <= int(path.stem) < 2_000_000 for path in portraits)
 try:
     make_people(folder / "no", count=2, seed=1_999_999)
 except ConfigError as error:
