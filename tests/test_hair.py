@@ -135,7 +135,7 @@ def test_clear_face_frames_the_face_and_leaves_the_parting():
     assert np.array_equal(clear_face(parted, frame, side, 1.1), parted)
     a = person("bob", hair_length=1.0, hair_curl=0.2)
     mesh = grow_hair(*head(a.seed), a)[0]
-    each = mesh.vertices.reshape(6000, -1, 3)  # a strand a row: locks hang down beside the face, none is cut at the brows
+    each = mesh.vertices.reshape(6000, -1, 3)  # a strand a row: locks hang beside the face, none is cut at the brows
     assert np.all(each[frame.azimuth(each[:, 0]) < 1.0, -1, 1] < frame.eye)
 
 

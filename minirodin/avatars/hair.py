@@ -12,6 +12,7 @@ from minirodin.avatars.strands import clump, curl, cut, resample, sample_roots
 
 LIMIT = 0.955  # hair ends here, inside the box and the ball that every view holds
 COUNTS = {"buzz": 9000, "curly": 3600, "bob": 6000, "long": 6000, "bun": 6000, "ponytail": 6000}  # else 7500
+SHAPES = {"bob": hairstyles.falling, "long": hairstyles.falling, "curly": hairstyles.curls, "afro": hairstyles.afro}
 
 # Hairline in the average head: degrees about the ears from the nose, height. Temples, sideburns, behind the ear, nape.
 HAIRLINE = np.array([
@@ -56,16 +57,14 @@ def grow_hair(shape, field: SkinField, attributes: Attributes) -> list[Mesh]:
     if a.hair_style in ("bun", "ponytail"):
         bundles = hairstyles.tied(a, scalp, rng)
     else:
-        style = {"bob": hairstyles.falling, "long": hairstyles.falling, "curly": hairstyles.curls}
-        style = style | {"afro": hairstyles.afro}
-        bundles = [style.get(a.hair_style, hairstyles.cropped)(a, scalp, rng)]
+        bundles = [SHAPES.get(a.hair_style, hairstyles.cropped)(a, scalp, rng)]
     strands = [_strands(bundle, shape, field, frame, a, rng) for bundle in bundles]
     return [*strands, _underlay(shape, above, frame, field, a)]
 
 
 def _strands(bundle: hairstyles.Bundle, shape, field, frame, a, rng) -> Mesh:
     """A bundle clumped, curled, cleared of skin, face, hat, glasses and the box's sides, and coloured."""
-    points, member = clump(bundle.points, bundle.clumps, bundle.strength, rng, bundle.taper)
+    points, member = clump(bundle.points, bundle.clumps, bundle.strength, rng)
     n, s = points.shape[:2]
     t = np.linspace(0, 1, s)
     normals = field(points)[1] if bundle.normals is None else bundle.normals

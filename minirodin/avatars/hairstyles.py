@@ -40,7 +40,7 @@ class Bundle:
 
     Attributes:
         points: (N, S + 1, 3), root first.
-        clumps: number of locks; strength in [0, 1] of their pull at the tips, taper the exponent of its growth.
+        clumps: number of locks; strength in [0, 1] of their pull at the tips.
         width: of a strand, world units.
         curl: amplitude of the winding, world units; wavelength likewise.
         normals: (N, S + 1, 3) shading normals, from the skin field where None.
@@ -51,7 +51,6 @@ class Bundle:
     clumps: int
     strength: float
     width: float
-    taper: float = 1.0
     curl: float = 0.0
     wavelength: float = 0.2
     normals: np.ndarray | None = None
@@ -128,8 +127,9 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     points = grow(scalp.field, roots, start, length, 3 if style == "buzz" else 10, flow, settle, stiffness=0.6)
     fringe = np.full(n, a.fringe or style == "short")
     if style == "buzz":
-        return Bundle(points, n, 0.0, 0.005, fringe=fringe)
-    return Bundle(points, 520, 0.42, 0.0068, 1.0, 0.008 * a.hair_curl, 0.09, fringe=fringe)
+        return Bundle(points, clumps=500, strength=0.0, width=0.005, fringe=fringe)
+    waves = 0.008 * a.hair_curl
+    return Bundle(points, clumps=520, strength=0.42, width=0.0068, curl=waves, wavelength=0.09, fringe=fringe)
 
 
 def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
@@ -178,8 +178,9 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     points = resample(points, cut(points, room), 32 if curly else 16, power=1.35 - 0.2 * curly)
     if curly:
         points = ringlets(points, (0.018 + 0.010 * a.hair_volume) * frame.unit, 0.15, 11, scalp.field, rng)
-        return Bundle(points, 360, 0.0, 0.0095, fringe=np.repeat(fringe, 11))
-    return Bundle(points, 280, 0.62, 0.0085, 1.0, 0.022 * smoothstep(0.25, 0.67, a.hair_curl), 0.22, fringe=fringe)
+        return Bundle(points, clumps=360, strength=0.0, width=0.0095, fringe=np.repeat(fringe, 11))
+    waves = 0.022 * float(smoothstep(0.25, 0.67, np.array(a.hair_curl)))
+    return Bundle(points, clumps=280, strength=0.62, width=0.0085, curl=waves, wavelength=0.22, fringe=fringe)
 
 
 def curls(a: Attributes, scalp: Scalp, rng) -> Bundle:
@@ -205,7 +206,7 @@ def curls(a: Attributes, scalp: Scalp, rng) -> Bundle:
     axis[~fringe] = clear_face(axis[~fringe], frame, side[~fringe], 1.0)
     radius = (0.017 + 0.010 * a.hair_volume) * frame.unit
     points = ringlets(axis, radius, 0.09 * frame.unit, each, scalp.field, rng)
-    return Bundle(points, locks, 0.0, 0.0095, fringe=np.repeat(fringe, each))
+    return Bundle(points, clumps=locks, strength=0.0, width=0.0095, fringe=np.repeat(fringe, each))
 
 
 def ringlets(axis, radius: float, wavelength: float, each: int, field: SkinField, rng) -> np.ndarray:
@@ -254,7 +255,7 @@ def tied(a: Attributes, scalp: Scalp, rng) -> list[Bundle]:
     for _ in range(4):
         d, normal = field(points)
         points = points + ((height - d) * smoothstep(0, 0.05, u) * smoothstep(1, 0.85, u))[..., None] * normal
-    combed = Bundle(points, 240, 0.4, 0.008, 1.0, 0.006 * a.hair_curl, 0.16)
+    combed = Bundle(points, clumps=240, strength=0.4, width=0.008, curl=0.006 * a.hair_curl, wavelength=0.16)
     return [combed, bun(a, knot, aim, rng) if a.hair_style == "bun" else tail(a, knot, aim, frame, rng)]
 
 
@@ -268,7 +269,7 @@ def bun(a: Attributes, knot, aim, rng) -> Bundle:
     ring = np.cos(turn)[..., None] * u + np.sin(turn)[..., None] * np.cross(aim, u)
     normal = np.cos(latitude)[..., None] * ring + 0.8 * np.sin(latitude)[..., None] * aim
     points = knot + 0.6 * size * aim + (size * rng.uniform(0.8, 1.0, (n, 1)))[..., None] * normal
-    return Bundle(points, 60, 0.3, 0.009, normals=normalize(normal))
+    return Bundle(points, clumps=60, strength=0.3, width=0.009, normals=normalize(normal))
 
 
 def tail(a: Attributes, knot, aim, frame: Frame, rng) -> Bundle:
@@ -285,8 +286,9 @@ def tail(a: Attributes, knot, aim, frame: Frame, rng) -> Bundle:
     points = spine + (r[:, None] * girth)[..., None] * around
     points = points + strays(rng, 0.02, 4)(points) * t
     points = resample(points, rng.uniform(0.8, 1, n))
-    waves = (0.03 * smoothstep(0.25, 1, a.hair_curl), 0.3 - 0.15 * a.hair_curl)
-    return Bundle(points, 90, 0.5, 0.009, 1.0, *waves, normals=normalize(around + 0.2 * out))
+    waves = 0.03 * float(smoothstep(0.25, 1, np.array(a.hair_curl)))
+    normals = normalize(around + 0.2 * out)
+    return Bundle(points, 90, 0.5, 0.009, curl=waves, wavelength=0.3 - 0.15 * a.hair_curl, normals=normals)
 
 
 def afro_height(a: Attributes, scalp_points, above, frame: Frame) -> np.ndarray:
@@ -316,4 +318,4 @@ def afro(a: Attributes, scalp: Scalp, rng) -> Bundle:
     middle = scalp.roots + (depth * height)[:, None] * out
     drift = np.linspace(-0.5, 0.5, s)[None, :, None] * out[:, None]
     normals = normalize(out[:, None] + 0.5 * coil)
-    return Bundle(middle[:, None] + size * (coil + 1.5 * drift), n, 0.0, 0.008, normals=normals)
+    return Bundle(middle[:, None] + size * (coil + 1.5 * drift), clumps=700, strength=0.0, width=0.008, normals=normals)

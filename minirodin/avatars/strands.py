@@ -46,10 +46,10 @@ def grow(field: SkinField, roots, direction, length, steps, flow, lift, stiffnes
     return np.stack(points, 1)
 
 
-def clump(points, count, strength, rng, taper=1.0) -> tuple[np.ndarray, np.ndarray]:
+def clump(points, count, strength, rng) -> tuple[np.ndarray, np.ndarray]:
     """Draw strands towards `count` of their number: new points and each strand's clump (N,).
 
-    strength: share of the way to the centre strand at the tip; taper: exponent of its growth from root to tip.
+    strength: share of the way to the centre strand at the tip; nothing at the root.
     """
     n, s = points.shape[:2]
     count = min(count, n)
@@ -57,7 +57,7 @@ def clump(points, count, strength, rng, taper=1.0) -> tuple[np.ndarray, np.ndarr
     # Root and middle both count, so that no clump bridges a parting.
     key = np.concatenate([points[:, 0], 0.5 * points[:, s // 2], 0.25 * points[:, -1]], -1)
     member = cKDTree(key[centre]).query(key)[1]
-    pull = strength * np.linspace(0, 1, s)[:, None] ** taper
+    pull = strength * np.linspace(0, 1, s)[:, None]
     return points + pull * (points[centre[member]] - points), member
 
 
