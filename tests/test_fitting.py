@@ -104,6 +104,9 @@ def test_stage_two_fits_a_new_subject_under_the_frozen_decoder(learned, tmp_path
     fitted = fit([capture], ball_config(steps=120), tmp_path / "two", decoder=decoder)
     assert held_out_psnr(fitted, capture) > 20
     assert contents(learned.folder) == before
+    shared = learned.decoder
+    fit([capture], ball_config(steps=2), tmp_path / "three", decoder=shared)
+    assert all(p.grad is None and not p.requires_grad for p in shared.decoder.parameters())
     for key, value in learned.decoder.decoder.state_dict().items():
         assert torch.equal(fitted.decoder.decoder.state_dict()[key], value), key
 
@@ -259,6 +262,14 @@ def test_groups_take_turns(monkeypatch, tmp_path):
     eyes = [torch.cdist(s["origins"][0].double(), c.cameras.camera_to_world[:, :3, 3]).amin(1).max() < 1e-5
             for s in steps for c in captures]  # fmt: skip
     assert torch.tensor(eyes).view(3, 3, 3).float().equal(torch.eye(3).expand(3, 3, 3))
+
+
+def test_every_group_has_its_grid_refreshed(monkeypatch, tmp_path):
+    refreshed, refresh = [], Fitter._refresh
+    counted = lambda self, group: refreshed.append(group.names[0]) or refresh(self, group)  # noqa: E731
+    monkeypatch.setattr(Fitter, "_refresh", counted)
+    fit(balls(2, 16), short(grid_every=4), tmp_path)  # twelve turns a group, the first ones at the coarse size
+    assert refreshed == ["s0", "s1"] * 2
 
 
 def test_background_is_random_behind_alpha_and_fixed_without(monkeypatch, tmp_path):

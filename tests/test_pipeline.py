@@ -234,13 +234,14 @@ def test_a_fitted_folder_tampered_with(fitted, tmp_path):
         Avatar.load(tmp_path / "one")
 
 
-def test_a_failed_save_keeps_the_old_file(avatar, path, monkeypatch):
+@pytest.mark.parametrize("moment", ["os.fsync", "os.replace"])
+def test_a_failed_save_keeps_the_old_file(avatar, path, monkeypatch, moment):
     before = path.read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(moment, full)
     with pytest.raises(OSError, match="No space"):
         replace_planes(avatar).save(path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
