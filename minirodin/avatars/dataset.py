@@ -5,7 +5,7 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 from minirodin.avatars.attributes import Attributes, sample_attributes
@@ -101,14 +101,20 @@ def _in_parallel(todo: list, workers: int, threads: int, bar) -> None:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(threads)))
-    # A forked process cannot use its parent's OpenGL or thread pools: start fresh ones.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    # A forked process cannot use its parent's OpenGL or thread pools: fork them from one that only has the modules.
+    start = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if start.get_start_method() == "forkserver":
+        start.set_forkserver_preload(["minirodin.avatars.person", "minirodin.avatars.renderer", __name__])
+    pool = ProcessPoolExecutor(workers, start)
     try:
         for future in as_completed([pool.submit(make_person, *task) for task in todo]):
             future.result()
             bar.update()
     except BrokenProcessPool:
-        raise DataError("a process died (out of memory?): run again with fewer workers, finished people stay") from None
+        raise DataError(
+            "a process died: a script that makes people needs `if __name__ == \"__main__\":`; if it has that, memory may "
+            "be short: run again with fewer workers (finished people stay)"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for name, value in before.items():
