@@ -112,8 +112,8 @@ def _in_parallel(todo: list, workers: int, threads: int, bar) -> None:
             bar.update()
     except BrokenProcessPool:
         raise DataError(
-            "a process died: a script that makes people needs `if __name__ == \"__main__\":`; if it has that, memory may "
-            "be short: run again with fewer workers (finished people stay)"
+            "a process died: a script that makes people needs `if __name__ == \"__main__\":`; if it has that, memory "
+            "may be short: run again with fewer workers (finished people stay)"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
