@@ -14,18 +14,24 @@ from minirodin.metrics import psnr
 from minirodin.pipeline import Avatar, to_rgb
 from minirodin.plots import contact_sheet
 
-PEOPLE = Path(__file__).resolve().parent.parent / "data_samples" / "people"
+SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
+PEOPLE = SAMPLES / "people"
+DECODER = SAMPLES / "pretrained" / "small" / "decoder.safetensors"  # of stage one, preset `small`
 
 
 def demo_config() -> Config:
-    """Two minutes on two CPU cores: planes of 128² instead of `small`'s 256², and few, large steps."""
-    smoke = preset("smoke")
+    """Two minutes on two CPU cores: planes of 128² instead of `small`'s 256², and few steps, under `small`'s decoder."""
+    small = preset("small")
     return replace(
-        smoke,
+        small,
         name="demo",
-        triplane=replace(smoke.triplane, resolution=128, base_resolution=64, channels=8),
-        render=replace(smoke.render, grid=64, bins=96, samples=16, view_samples=32),
-        fit=replace(smoke.fit, shared_steps=1000, rays=2048, resolutions=(128, 64), checkpoint_every=200),
+        triplane=replace(small.triplane, resolution=128),
+        render=replace(small.render, bins=96, samples=16, view_samples=32),
+        fit=replace(
+            small.fit,
+            **{"steps": 500, "group": 1, "rays": 1536, "grid_every": 25, "checkpoint_every": 100},
+            **{"resolutions": (128, 64), "resolution_weights": (0.6, 0.4)},
+        ),
     )
 
 
@@ -44,7 +50,7 @@ def run_demo(out: str | Path, data: str | Path = PEOPLE, config: Config | None =
         print(f'  "{capture.caption}"')
 
     start = time.perf_counter()
-    fit_subjects([capture], config, out / "fitted")
+    fit_subjects([capture], config, out / "fitted", decoder=DECODER)
     avatar = Avatar.load(out / "fitted" / capture.name)
     files = [avatar.save(out / "avatar.safetensors"), out / "contact_sheet.png", out / "turntable.mp4"]
     print(f"fitted in {time.perf_counter() - start:.0f} s; drawing")
@@ -53,7 +59,7 @@ def run_demo(out: str | Path, data: str | Path = PEOPLE, config: Config | None =
     truth = torch.from_numpy(capture.images[views]).float() / 255  # (V, H, W, 4)
     drawn = {size: avatar.views(capture.cameras[views], size).cpu() for size in config.fit.resolutions}
     contact_sheet([*truth, *(image for images in drawn.values() for image in images)], len(views), files[1])
-    avatar.turntable(files[2], frames=32, size=min(256, capture.cameras.width))
+    avatar.turntable(files[2], frames=24, size=min(256, capture.cameras.width), show_progress=True)
 
     quality = psnr(to_rgb(drawn[config.fit.resolutions[0]][1:]), to_rgb(truth[1:])).mean()
     sizes = ", then ".join(f"planes at {size}²" for size in drawn)

@@ -13,6 +13,7 @@ from minirodin.cameras import Cameras, orbit_cameras
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import RenderError
+from minirodin.progress import progress
 from minirodin.render import Occupancy, occupancy_from_planes, render_views
 from minirodin.shards import FittedPlanes, atomic_save, build_decoder, checked_planes, config_from, read_tensors
 from minirodin.triplane import resize_planes
@@ -89,13 +90,17 @@ class Avatar:
             raise RenderError(f"azimuth {azimuth}, elevation {elevation}: give degrees, elevation within ±89")
         return self.views(orbit_cameras(azimuth, elevation, size), resolution)[0]
 
-    def turntable(self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8) -> Path:
+    def turntable(
+        self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8, show_progress: bool = False
+    ) -> Path:
         """A full turn as MP4 or GIF (by the file's ending), on white; raises `RenderError` for another ending."""
         kind = Path(path).suffix.lower()
         if kind not in (".mp4", ".gif"):
             raise RenderError(f"{path} ends in {kind or 'nothing'!r}: a turntable is an .mp4 or a .gif")
-        images = self.views(orbit_cameras(np.arange(frames) * 360 / frames, elevation, size))
-        rgb = (to_rgb(images) * 255).round().byte().cpu().numpy()
+        cameras = orbit_cameras(np.arange(frames) * 360 / frames, elevation, size)
+        turn = progress(range(frames), desc="turntable", unit="frame", enabled=show_progress)
+        images = torch.cat([self.views(cameras[[i]]).cpu() for i in turn])
+        rgb = (to_rgb(images) * 255).round().byte().numpy()
         settings = {"fps": 24, "macro_block_size": 2} if kind == ".mp4" else {"duration": 1000 / 24, "loop": 0}
         imageio.imwrite(path, rgb, **settings)
         return Path(path)

@@ -75,7 +75,7 @@ def occupancy_from_planes(
     highest = torch.zeros_like(lowest)
     for b, subject in enumerate(planes):
         cells = torch.arange(grid**3, device=planes.device) if within is None else within[b].flatten().nonzero()[:, 0]
-        for part in cells.split(1 << 17):
+        for part in cells.split(1 << 17 if planes.is_cuda else 1 << 9):
             points = (centres[part, None] + corners).view(1, -1, 3)
             density = decoder.density(sample_planes(subject[None], points)).view(-1, 8)
             lowest[b, part], highest[b, part] = density.amin(1), density.amax(1)
@@ -223,7 +223,7 @@ def render_views(
     bins: int = 128,
     samples: int = 64,
     grid: int = 64,
-    chunk: int = 1 << 16,
+    chunk: int | None = None,
 ) -> Tensor:
     """Pictures of one subject.
 
@@ -231,12 +231,13 @@ def render_views(
         planes: (3, C, R, R).
         cameras: V views.
         occupancy: of this subject (B = 1); made from the planes when not given.
-        chunk: rays at a time.
+        chunk: rays at a time; by default many on a GPU, and on a CPU so few that what they need stays in its caches.
 
     Returns:
         (V, H, W, 4) float32 in [0, 1], RGBA with straight alpha.
     """
     planes, device = planes[None], planes.device
+    chunk = chunk or (1 << 16 if planes.is_cuda else 1 << 10)
     if occupancy is None:
         occupancy = occupancy_from_planes(planes, decoder, grid)
     pictures = torch.zeros(len(cameras), cameras.height * cameras.width, 4, device=device)
