@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.sparse import csr_matrix, diags
+from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
+
+from minirodin.avatars.mesh import vertex_normals
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,27 @@ def head_frame(shape) -> Frame:
     )
 
 
+def without_ears(shape) -> tuple[np.ndarray, np.ndarray]:
+    """A HeadShape's outer skin with its ears shrunk to taut patches: vertices and normals (V, 3).
+
+    Hair covers ears and hats press them down, but a hole in their place would leave the distance undefined.
+    """
+    skin = shape.masks["inside_mouth"] < 0.3
+    ear = shape.masks["ears"] > 0.2
+    a, b = np.concatenate([shape.faces[:, [0, 1]], shape.faces[:, [1, 2]], shape.faces[:, [2, 0]]]).T
+    count = len(shape.vertices)
+    beside = csr_matrix((np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), shape=(count, count))
+    degree = np.asarray(beside.sum(axis=1)).ravel()
+    rows = beside[ear]
+    laplacian = (diags(degree[ear]) - rows[:, ear]).tocsc()
+    vertices = shape.vertices.copy()
+    vertices[ear] = splu(laplacian).solve(rows[:, ~ear] @ vertices[~ear])  # every vertex amid its neighbours
+    normals = np.where(ear[:, None], vertex_normals(vertices, shape.faces), shape.normals)
+    return vertices[skin], normals[skin]
+
+
 def head_field(shape, clothing=()) -> SkinField:
-    """The field of a HeadShape and the meshes it wears, without the ears: hair covers them, hats press them down."""
-    keep = (shape.masks["ears"] < 0.3) & (shape.masks["inside_mouth"] < 0.3)
-    vertices = np.concatenate([shape.vertices[keep], *(m.vertices for m in clothing)])
-    return skin_field(vertices, np.concatenate([shape.normals[keep], *(m.normals for m in clothing)]))
+    """The field of a HeadShape and the meshes it wears, with flat patches for ears."""
+    vertices, normals = without_ears(shape)
+    vertices = np.concatenate([vertices, *(m.vertices for m in clothing)])
+    return skin_field(vertices, np.concatenate([normals, *(m.normals for m in clothing)]))

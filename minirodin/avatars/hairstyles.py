@@ -164,7 +164,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     start = normalize(0.45 * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
     points = grow(scalp.field, roots, start, length, 32, flow, settle, stiffness=0.6)
     over_ear = np.exp(-((np.linalg.norm(np.abs(points) * [1, 1, 1] - ear, axis=-1) / 0.13) ** 2))
-    points = points + 0.035 * (over_ear * np.linspace(0, 1, 33))[..., None] * (side * X)[:, None]
+    points = points + 0.05 * (over_ear * np.linspace(0, 1, 33))[..., None] * (side * X)[:, None]
     points[~fringe] = clear_face(points[~fringe], frame, side[~fringe], 1.12)
     ragged = 0.03 * rng.standard_normal((n, 1))
     low = np.where(fringe[:, None], frame.brow + 0.05 * frame.size, ends)
@@ -172,9 +172,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     beside = (0.34 + 0.05 * a.hair_volume) * frame.unit - np.abs(points[..., 0])  # no ends stick out over a shoulder
     room = np.minimum(room, np.where(points[..., 1] < frame.chin, beside, 1))
     if a.clothing == "hoodie":  # at the back hair ends inside the hood
-        landed = np.where(points[..., 1] < frame.chin + 0.14, 0.4 - scalp.field(points)[1][..., 1], 1)
-        inside = np.minimum(landed, points[..., 1] - (frame.chin + 0.02))
-        room = np.where(azimuth[:, None] < 60, room, np.minimum(room, inside))
+        room = np.where(azimuth[:, None] < 60, room, np.minimum(room, above_hood(points, scalp)))
     points = resample(points, cut(points, room), 32 if curly else 16, power=1.35 - 0.2 * curly)
     if curly:
         points = ringlets(points, (0.018 + 0.010 * a.hair_volume) * frame.unit, 0.15, 11, scalp.field, rng)
@@ -204,9 +202,18 @@ def curls(a: Attributes, scalp: Scalp, rng) -> Bundle:
     start = normalize(scalp.normals + 0.5 * normalize(flow(roots, scalp.normals, 0, 0)))
     axis = grow(scalp.field, roots, start, length, steps, flow, settle, stiffness=0.65)
     axis[~fringe] = clear_face(axis[~fringe], frame, side[~fringe], 1.0)
+    if a.clothing == "hoodie":
+        axis = resample(axis, cut(axis, above_hood(axis, scalp)))
     radius = (0.017 + 0.010 * a.hair_volume) * frame.unit
     points = ringlets(axis, radius, 0.09 * frame.unit, each, scalp.field, rng)
     return Bundle(points, clumps=locks, strength=0.0, width=0.0095, fringe=np.repeat(fringe, each))
+
+
+def above_hood(p, scalp: Scalp) -> np.ndarray:
+    """Positive (N, S) until a strand comes to lie on a hood, or goes into it."""
+    y, chin = p[..., 1], scalp.frame.chin
+    landed = np.where(y < chin + 0.14, 0.42 - scalp.field(p)[1][..., 1], 1)
+    return np.minimum(landed, y - (chin - 0.05))
 
 
 def ringlets(axis, radius: float, wavelength: float, each: int, field: SkinField, rng) -> np.ndarray:
