@@ -1,12 +1,12 @@
 """The trade between fidelity and diffusability: the same fit under several settings of the levers (E3–E5).
 
-For each setting: learn a decoder on the training people, fit the validation people under it, evaluate on held-out views.
+For each setting: learn a decoder on training people, fit validation people under it, evaluate on held-out views.
 
     minirodin avatars --count 64 --views 32 --seed 0 --out runs/study/train
     minirodin avatars --count 32 --views 32 --seed 1000000 --out runs/study/validation
     python tools/fitting_study.py runs/study/train runs/study/validation --out runs/study/fits
 
-Each setting leaves OUT/NAME.json. `--only` picks settings, so that several GPUs can share them (tools/measure_fitting.sh).
+Each setting leaves OUT/NAME.json. `--only` picks settings: several GPUs can share them (tools/measure_fitting.sh).
 """
 
 from dataclasses import replace
