@@ -37,7 +37,7 @@ lab: $(STAMP)
 notebooks: $(STAMP)
 	@for n in $(NOTEBOOKS); do echo "$$n ($(MINIRODIN_PRESET))"; \
 	  MINIRODIN_PRESET=$(MINIRODIN_PRESET) $(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace \
-	    --ExecutePreprocessor.timeout=-1 "$$n" || exit 1; done
+	    --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.store_widget_state=False "$$n" || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ DECODER = SAMPLES / "pretrained" / "small" / "decoder.safetensors"  # of stage o
 
 
 def demo_config() -> Config:
-    """Two minutes on two CPU cores: planes of 128² instead of `small`'s 256², and few steps, under `small`'s decoder."""
+    """Two minutes on two CPU cores, under `small`'s decoder: planes of 128² instead of 256², and few steps."""
     small = preset("small")
     return replace(
         small,
