@@ -542,8 +542,8 @@ scores = {name: quality(avatar, newcomer) for name, avatar in variants.items()}
 print("\n".join(f"{name:22} {score:5.2f} dB" for name, score in scores.items()))
 
 # %% [markdown]
-# Held-out PSNR hardly moves. It is not what these terms are for: a diffusion model must *imitate* the planes, and the
-# next figures are what it would have to imitate.
+# Held-out PSNR tells little of it, and it is not what these terms are for: a diffusion model must *imitate* the planes,
+# and the next figures show what it would have to imitate.
 #
 # **Smoothness** (total variation of the planes): the same picture from calmer planes.
 
@@ -643,8 +643,8 @@ assert thin < 0.7 * thick, (thick, thin)
 print(f"surfaces are {thick:.3f} thick at the preset's weight, {thin:.3f} at ×100 (the box is 2 wide)")
 
 # %% [markdown]
-# At its usual weight the term is gentle: hair *is* a cloud, and a strong pull towards one surface costs detail (compare
-# the PSNR above).
+# At its usual weight the term is gentle. Whether more is better depends on the person: skin and caps are surfaces, hair
+# *is* a cloud. (Try `people[2]`, who has long hair.)
 
 # %% [markdown]
 # ## 6 One domain for all (E5)
@@ -681,26 +681,29 @@ table = {name: [quality(avatar, newcomer, size) for size in sizes] for name, ava
 for name, row in table.items():
     print(f"{name:14}" + "".join(f"{size:6}²: {value:5.2f} dB" for size, value in zip(sizes, row, strict=True)))
 drop = {name: row[0] - row[-1] for name, row in table.items()}
-assert drop["one size"] > 5 and drop["random sizes"] < 0.5 * drop["one size"], drop
+assert drop["one size"] > drop["random sizes"] + 1.5, drop
+assert table["random sizes"][-1] > table["one size"][-1] + 2, table
 
 # %% [markdown]
 # Something worse. A texel of the shrunken plane is the mean of sixteen, the decoder is not linear, and what it makes of
 # a mean is not the mean of what it made. The single-size fit here also goes without our coarse-plus-detail planes and
-# nearly without smoothness, as a plain fit would: both soften the fall. With
+# nearly without smoothness, as a plain fit would: both soften the fall, which is still milder than in the
+# paper's Fig. 3. With
 # random sizes the same planes must serve all three, and do.
 #
 # ### Noise
 #
-# The decoder sees perturbed planes while it learns (standard deviation `plane_noise`, 0.02 in every preset). To make
-# the effect plain, here is none against ten times as much: how gently does the picture go when planes are disturbed?
+# The decoder sees perturbed planes while it learns (standard deviation `plane_noise`). How gently does the picture go
+# when planes are disturbed afterwards? The preset's noise against ten times as much:
 
 # %%
 noises = (0.0, 0.1, 0.2)
 trained = {
-    "0": fit(newcomer, "no noise", changed(plane_noise=0.0)),
+    f"{config.fit.plane_noise} (preset)": variants["all on"],
     f"{10 * config.fit.plane_noise}": fit(newcomer, "more noise", changed(plane_noise=10 * config.fit.plane_noise)),
 }
-direction = torch.randn(trained["0"].planes.shape, generator=torch.Generator().manual_seed(seed))
+mine = variants["all on"]
+direction = torch.randn(mine.planes.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def disturbed(avatar, noise):
@@ -720,7 +723,7 @@ photo(show_images(shown, titles, width=5, title=f"planes disturbed by {noises[-1
 # %% tags=["check"]
 lost = [values[0] - values[-1] for values in fall.values()]
 assert lost[1] < 0.7 * lost[0], fall
-print(f"lost to noise of {noises[-1]}: {lost[0]:.1f} dB, {lost[1]:.1f} dB when the decoder was used to it")
+print(f"lost to noise of {noises[-1]}: {lost[0]:.1f} dB, but {lost[1]:.1f} dB when the decoder was used to it")
 
 # %% [markdown]
 # ### Shared or private decoder
@@ -731,7 +734,6 @@ print(f"lost to noise of {noises[-1]}: {lost[0]:.1f} dB, {lost[1]:.1f} dB when t
 
 # %%
 other = fit(crowd[0], "other", changed(seed=seed + 1))  # another initialisation, as on another machine
-mine = variants["all on"]
 swapped = Avatar(mine.planes, other.decoder, config)
 trio = {"own private decoder": mine, "the other's private decoder": swapped, "shared decoder": guest}
 shown = [pictures_of(avatar, newcomer, [0])[0] for avatar in trio.values()]
@@ -856,7 +858,8 @@ print("share above half Nyquist:", ", ".join(f"{n} {value:.3f}" for n, value in 
 # %%
 live = {name: (wiener_eps_loss(variants[name].planes[None]), value) for name, value in scores.items()}
 live |= {name: (wiener_eps_loss(a.planes[None]), table[name][0]) for name, a in rescaled.items()}
-live |= {f"noise {name}": (wiener_eps_loss(a.planes[None]), fall[name][0]) for name, a in trained.items()}
+name, noisy = list(trained.items())[-1]
+live["noise ×10"] = (wiener_eps_loss(noisy.planes[None]), fall[name][0])
 study = json.loads(Path("../results/fitting_study.json").read_text())
 settings = {entry["setting"]: entry for entry in study["settings"]}
 mean = {name: {int(size): m["psnr"] for size, m in entry["mean"].items()} for name, entry in settings.items()}
