@@ -27,7 +27,7 @@
 #
 # | preset | what is fitted live | time | memory |
 # | --- | --- | --- | --- |
-# | `smoke` | 4 people + 1, planes of 64² × 8 channels | TIME_SMOKE on 2 CPU cores | MEM_SMOKE |
+# | `smoke` | 4 people + 1, planes of 64² × 8 channels | 110 s of one CPU core | 0.9 GB |
 # | `small` | 7 people + 1, planes of 256² × 16 channels | about ten minutes on one GPU (an estimate) | under 16 GB |
 # | `full` | 7 people + 1, planes of 256² × 32 channels | hours on one GPU (an estimate) | not measured |
 #
@@ -497,6 +497,24 @@ assert fingerprint(shared.decoder) == fingerprint(guest.decoder) == before and s
 print(f"{score:.1f} dB with a decoder that never saw this person, after {config.fit.steps} steps")
 
 # %% [markdown]
+# The shape is there, the colours are not: **a frozen decoder can only say what it learned to say**, and a crowd this
+# small had no word for such a cap. In the box is a decoder that was learned from 256 people. The same person, as many
+# steps, under that one:
+
+# %%
+pretrained = SharedDecoder.load("../data_samples/pretrained/small/decoder.safetensors")
+channels = replace(config.triplane, channels=pretrained.config.triplane.channels)
+fluent = fit(newcomer, "fluent", replace(config, triplane=channels, decoder=pretrained.config.decoder), pretrained)
+trio = [photographs(newcomer, [0]), pictures_of(guest, newcomer, [0]), pictures_of(fluent, newcomer, [0])]
+titles = ["photograph", f"decoder of {len(crowd)} people", "decoder of 256 people"]
+photo(show_images([picture[0] for picture in trio], titles, width=6))
+
+# %% tags=["check"]
+learned_from_many = quality(fluent, newcomer)
+assert learned_from_many > score + 1, (learned_from_many, score)
+print(f"{score:.1f} dB with the decoder of {len(crowd)}, {learned_from_many:.1f} dB with that of 256")
+
+# %% [markdown]
 # The samples of section 3, now on a person: the same planes, the same number of samples a ray, placed blindly or where
 # something is.
 
@@ -746,8 +764,8 @@ print(f"own {own:.1f} dB, swapped {foreign:.1f} dB, shared {common:.1f} dB")
 
 # %% [markdown]
 # With private decoders every person is written in a language of their own, and a diffusion model would have to learn as
-# many languages as people. The shared decoder costs some PSNR in so few steps, and makes the planes of different people
-# comparable, which is what generation needs.
+# many languages as people. The shared decoder makes the planes of different people comparable, which is what generation
+# needs. What it costs here is the price of so small a crowd (section 4).
 
 # %% [markdown]
 # ### At full size
@@ -767,21 +785,20 @@ for size, values in measured["mean"].items():
 print(f"{measured['subjects']} people, {measured['views']} held-out views, {measured['device']}, {measured['date']}")
 
 # %% [markdown]
-# One of them is in the box with planes of 256², seven with planes of 64². An avatar file holds planes, decoder and
-# settings.
+# Eight of them are in the box, seven with planes of 64²: under half a megabyte for planes, decoder and settings. A
+# view from anywhere is one call.
 
 # %%
 box = [Avatar.load(file) for file in sorted(Path("../data_samples/avatars").glob("*.safetensors"))]
-views = [box[0].to(device).render(azimuth=-30, elevation=10, size=192, resolution=size).cpu() for size in (256, 64)]
-photo(show_images(views, ["planes at 256²", "the same at 64²"], width=5))
+someone = box[6].to(device)
+views = [someone.render(azimuth, elevation=10, size=160).cpu() for azimuth in (-70, -35, 0, 35)]
+photo(show_images(views, width=7))
 
 # %% tags=["check"]
 sizes_measured = [measured["mean"][size]["psnr"] for size in ("256", "64")]
 assert sizes_measured[0] >= 28 and sizes_measured[0] - sizes_measured[1] < 1.5, sizes_measured
-assert len({fingerprint(avatar.decoder) for avatar in box}) == 1
-agree = float(psnr(to_rgb(views[0])[None], to_rgb(views[1])[None]))
-assert agree > 25, agree
-print(f"{len(box)} avatars, one decoder; this one at 64² is within {agree:.1f} dB of itself at 256²")
+assert {fingerprint(avatar.decoder) for avatar in box} == {fingerprint(pretrained.decoder)}
+print(f"{len(box)} avatars, one decoder; {sizes_measured[0] - sizes_measured[1]:.1f} dB between 256² and 64²")
 
 # %% [markdown]
 # ## 7 What planes look like
