@@ -27,7 +27,7 @@
 #
 # | preset | what is fitted live | time | memory |
 # | --- | --- | --- | --- |
-# | `smoke` | 4 people + 1, planes of 64² × 8 channels | 110 s of one CPU core | 0.9 GB |
+# | `smoke` | 4 people + 1, planes of 64² × 8 channels | 110 s of CPU time, shared by two cores | 0.9 GB |
 # | `small` | 7 people + 1, planes of 256² × 16 channels | about ten minutes on one GPU (an estimate) | under 16 GB |
 # | `full` | 7 people + 1, planes of 256² × 32 channels | hours on one GPU (an estimate) | not measured |
 #
@@ -703,11 +703,10 @@ assert drop["one size"] > drop["random sizes"] + 1.5, drop
 assert table["random sizes"][-1] > table["one size"][-1] + 2, table
 
 # %% [markdown]
-# Something worse. A texel of the shrunken plane is the mean of sixteen, the decoder is not linear, and what it makes of
-# a mean is not the mean of what it made. The single-size fit here also goes without our coarse-plus-detail planes and
-# nearly without smoothness, as a plain fit would: both soften the fall, which is still milder than in the
-# paper's Fig. 3. With
-# random sizes the same planes must serve all three, and do.
+# Worse than the small size alone explains: random sizes do better with just as few texels. A texel of the shrunken
+# plane is the mean of sixteen, the decoder is not linear, and what it makes of a mean is not the mean of what it made.
+# The single-size fit here also goes without our coarse-plus-detail planes and nearly without smoothness, as a plain fit
+# would: both soften the fall, which is still milder than in the paper's Fig. 3.
 #
 # ### Noise
 #
