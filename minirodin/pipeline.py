@@ -58,7 +58,9 @@ class Avatar:
         return Path(path)
 
     def to(self, device: str | torch.device) -> "Avatar":
-        """The same avatar on another device."""
+        """The same avatar on another device; itself where it is there already."""
+        if self.planes.device == torch.empty(0, device=device).device:
+            return self
         return Avatar(self.planes.to(device), copy.deepcopy(self.decoder).to(device), self.config)
 
     def views(self, cameras: Cameras, resolution: int | None = None) -> Tensor:

@@ -94,7 +94,7 @@ def show_curves(
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(width, 0.6 * width))
         for label, (x, y) in curves.items():
-            axis.plot(x, y, label=label, marker="o" if np.size(x) < 12 else None, markersize=4)
+            axis.plot(x, y, label=label, marker="o" if len(np.atleast_1d(x)) < 12 else None, markersize=4)
         axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log_y else "linear")
         if len(curves) > 1:
             axis.legend()
