@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= outputs/demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 3000
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 # Without a GPU: the pinned CPU build of torch, since PyPI's default brings gigabytes of CUDA. With one: pip's own choice.
