@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 os.environ.setdefault("MINIRODIN_PROGRESS", "0")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # waiting threads that spin starve each other on a busy machine
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # threads that spin for long starve each other
 
 import pytest
 import torch
