@@ -150,7 +150,7 @@ def doctor() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a mistake in the input, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    # Before torch loads: threads that spin as long as they do by default slow a fit down 17 times on a busy machine.
+    # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     commands = {f.__name__: f for f in (avatars, fit, render, demo, evaluate, bench, doctor)}
     commands["fit"] = functools.partial(fit, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))

@@ -16,8 +16,8 @@ from minirodin.errors import ConfigError
 class DataConfig:
     """The multi-view images of the synthetic people."""
 
-    subjects: int = 512  # the paper: 100 000 (RodinHD: 46 000)
-    views: int = 32  # the paper: 300
+    subjects: int = 512  # RodinHD: 46 000
+    views: int = 32  # RodinHD: 300
     size: int = 256  # pixels; RodinHD: 1024
 
 
@@ -66,7 +66,7 @@ class FitConfig:
     resolutions: tuple[int, ...] = (256, 128, 64)  # E5c: random rescaling …
     resolution_weights: tuple[float, ...] = (0.4, 0.2, 0.4)  # … and how often each is drawn
     plane_noise: float = 0.02  # E5b: standard deviation added to the planes while fitting
-    value_range: float = 1.0  # planes are clamped to ±this after each step (RodinHD clamps to ±1)
+    value_range: float = 1.0  # planes are clamped to ±this wherever they are used (RodinHD: ±1)
     total_variation: float = 0.5  # E4 smoothness; what diffusability is bought with (results/fitting_study.json)
     magnitude: float = 1e-4  # E4 sparsity of the features
     sparsity: float = 1e-3  # E4 sparsity of the density at random points of the box

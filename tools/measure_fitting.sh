@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures everything that results/ says of fitting: people, the shared decoder, validation fits, the study, benchmarks.
-#   tools/measure_fitting.sh OUT        (preset small: about ten minutes on four GPUs, half an hour on one)
+#   tools/measure_fitting.sh OUT        (preset small, H200: nine minutes, and two more a setting of the study; GPUs share them)
 # PRESET, TRAIN, VALIDATION and STUDY (subjects), SETTINGS (of the study), GPUS (default: all) and PYTHON change what runs;
 # a run that was cut goes on.
 set -uo pipefail
