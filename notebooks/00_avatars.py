@@ -108,7 +108,7 @@ print(f"{len(people)} subjects of 24 views, {len(held_out)} of them held out")
 #
 # Fitting a radiance field wants many views of **one** moment of one person: a ring of synchronised cameras, an owner
 # who lets you publish the pictures, and that thousands of times. No such data set is public. The paper rendered
-# a large set of synthetic people from all sides, and did not release them. A generator that everybody can run gives the same
+# a large set of synthetic people, and did not release it. A generator that everybody can run gives the same
 # kind of data, with exact cameras, exact alpha, no one's privacy at stake, and labels that are true by construction.
 # The price: what is learned looks like the generator's people, not like you.
 
@@ -764,7 +764,7 @@ else:
 # | the paper | here |
 # | --- | --- |
 # | people rendered with Blender, not public | a parametric head (CC0), strand hair, clothes, accessories |
-# | an in-house set, not released (RodinHD: 46 000 subjects × 300 views) | any number; the decoder in the box has seen 256 × 32 |
+# | an in-house set, not released (RodinHD: 46 000 × 300 views) | any number; the decoder in the box: 256 × 32 |
 # | path tracing | OpenGL with light baked per vertex: a picture in milliseconds on a GPU |
 # | — | captions with paraphrases, true by construction |
 # | backgrounds not stated | straight alpha, random backgrounds |
