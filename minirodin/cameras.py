@@ -119,15 +119,16 @@ def orbit_cameras(azimuth, elevation, size: int, radius: float = RADIUS, fov: fl
 def capture_cameras(views: int, size: int, seed: int) -> Cameras:
     """The cameras of one synthetic subject: frame 0 frontal, the others spread evenly over −25° … 50° of elevation.
 
-    An R2 low-discrepancy sequence, turned by an angle drawn from the seed, covers the band without clusters; every
-    subject is seen from other directions.
+    An R2 low-discrepancy sequence, shifted in both directions by numbers drawn from the seed, covers the band without
+    clusters; every subject is seen from other directions and heights.
     """
-    turn = np.random.default_rng([seed, 0xCA]).uniform(0, 360)
+    turn, lift = np.random.default_rng([seed, 0xCA]).uniform(0, 1, 2)
     i = np.arange(views - 1)
+    ring = np.argsort(np.argsort(i * 0.7548776662466927 % 1)) + lift  # one view in each of as many rings
     low, high = math.sin(math.radians(-25)), math.sin(math.radians(50))
     # Any prefix and every k-th frame still cover the band.
-    elevation = np.degrees(np.arcsin(low + (high - low) * ((i + 0.5) * 0.7548776662466927 % 1)))
-    azimuth = (turn + 360 * ((i + 0.5) * 0.5698402909980532 % 1)) % 360
+    elevation = np.degrees(np.arcsin(low + (high - low) * ring / max(1, views - 1)))
+    azimuth = 360 * ((turn + i * 0.5698402909980532) % 1)
     return orbit_cameras(np.r_[0, azimuth], np.r_[0, elevation], size)
 
 

@@ -3,6 +3,7 @@
 Heavy modules are imported inside the functions, so that `minirodin --help` answers at once.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,7 +16,7 @@ from tyro.conf import Positional
 
 from minirodin.config import PRESETS, Config
 from minirodin.config import preset as load_preset
-from minirodin.errors import MinirodinError, RenderError
+from minirodin.errors import ConfigError, MinirodinError, RenderError
 
 
 def avatars(out: Path, count: int = 8, views: int = 24, size: int = 256, seed: int = 0) -> None:
@@ -113,6 +114,60 @@ def evaluate(
     print(json.dumps({key: value for key, value in results.items() if key != "per_subject"}, indent=1))
 
 
+def train(
+    what: Positional[Literal["base"]],
+    data: Path,
+    out: Path,
+    config: Annotated[Config, tyro.conf.arg(name="")],
+    preset: str = "small",
+    variant: Literal["baseline", "rollout", "aware"] = "aware",
+    validation: Path | None = None,
+) -> None:
+    """Train a network on fitted planes; the same command resumes. Also under accelerate launch and torchrun.
+
+    Args:
+        what: base, the diffusion model on 64² planes.
+        data: folder that `minirodin fit` wrote.
+        out: folder of the model, its log, loss curve and previews.
+        config: any setting of the preset.
+        preset: smoke, small or full: the settings below start from it.
+        variant: planes stacked in channels, rolled out, or rolled out with 3D-aware convolutions.
+        validation: another fitted folder of the same decoder, whose loss is logged.
+    """
+    load_preset(preset)
+    from minirodin.base import train_base
+
+    config = dataclasses.replace(config, base=config.base.of_variant(variant))
+    train_base(data, config, out, validation)
+    print(f"{out}; sample it with: minirodin sample {out} --out {out / 'samples'}")
+
+
+def sample(
+    model: Positional[Path],
+    out: Path,
+    count: int = 16,
+    steps: int = 25,
+    sampler: Literal["ancestral", "ddim", "dpm++"] = "dpm++",
+    seed: int = 0,
+) -> None:
+    """Sample new people from a trained model: planes as `minirodin fit` writes them, and a sheet of pictures.
+
+    Args:
+        model: folder that `minirodin train base` wrote.
+        out: folder of the people; see one with `minirodin render OUT/sample-000000`.
+        count: people.
+        steps: calls of the network for each.
+        sampler: ancestral (stochastic), ddim or dpm++ (deterministic).
+        seed: of the first person, the others count up.
+    """
+    from minirodin.base import BaseModel, sample_people
+
+    if count < 1:
+        raise ConfigError(f"count is {count}: give at least 1")
+    sample_people(BaseModel.load(model), count, out, steps, sampler, seed)
+    print(out / "sheet.png")
+
+
 def bench(
     what: Positional[Literal["fit", "render"]],
     subject: Positional[Path],
@@ -152,8 +207,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    commands = {f.__name__: f for f in (avatars, fit, render, demo, evaluate, bench, doctor)}
-    commands["fit"] = functools.partial(fit, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))
+    commands = {f.__name__: f for f in (avatars, fit, render, demo, evaluate, train, sample, bench, doctor)}
+    for command in (fit, train):
+        commands[command.__name__] = functools.partial(command, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="minirodin", description=PITCH, args=argv)
         return 0

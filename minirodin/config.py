@@ -77,6 +77,67 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class UNetConfig:
+    """E10–E12: the network. `full` is the shape of the closest published code (PITI, by the same first author)."""
+
+    variant: str = "aware"  # baseline | rollout | aware
+    channels: tuple[int, ...] = (64, 128, 192, 256)  # at R, R/2, R/4, R/8
+    blocks: int = 2  # residual blocks a level
+    attention: tuple[int, ...] = (32, 16, 8)  # resolutions
+    head_width: int = 64
+    aware_levels: int = 2  # 3D-aware at this many of the highest resolutions; attention does the rest
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """E6–E8. λ is the log-SNR; t runs from 0 (data) to 1 (noise), continuously."""
+
+    schedule: str = "linear"  # λ linear in t (E6) | cosine: tan(πt/2) = exp(−λ/2)
+    log_snr_max: float = 10.0  # the paper does not say
+    log_snr_min: float = -10.0
+    shift: float = 0.0  # added to λ; negative: more noise at every t
+    prediction: str = "eps"  # eps (E7) | x0 | v
+    vlb_weight: float = 1e-3  # E8, of the bound with `steps` steps (Improved DDPM)
+    steps: int = 1000
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training loop for every network of the project."""
+
+    steps: int = 20_000
+    batch: int = 64  # over all processes
+    accumulate: int = 1  # parts that a batch is split into
+    lr: float = 2e-4
+    warmup: int = 500  # steps
+    decay: bool = True  # cosine to a twentieth; else constant
+    weight_decay: float = 0.0
+    clip: float = 1.0  # of the gradient's norm
+    ema: float = 0.999
+    compile: bool = True  # on a GPU
+    log_every: int = 50
+    preview_every: int = 2500
+    checkpoint_every: int = 2500
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base diffusion model on planes of `TriplaneConfig.base_resolution`."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def of_variant(self, variant: str) -> "BaseConfig":
+        """The same model as `baseline`, `rollout` or `aware`, of equal size."""
+        channels = self.unet.channels if variant == self.unet.variant else self.plain_channels
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, variant=variant, channels=channels))
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run needs, saved with what it makes."""
 
@@ -86,14 +147,23 @@ class Config:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     render: RenderConfig = field(default_factory=RenderConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
-        """Rebuild a config; unknown or missing keys and wrong types raise `ConfigError`."""
+        """Rebuild a config; unknown or missing keys and wrong types raise `ConfigError`.
+
+        Sections of stages that did not exist when the file was written take the defaults: it does not depend on them.
+        """
+        if isinstance(values, dict):
+            values = {name: dataclasses.asdict(kind()) for name, kind in LATER_SECTIONS.items()} | values
         return _build(cls, values, "config")
+
+
+LATER_SECTIONS = {"base": BaseConfig}
 
 
 PRESETS = {
@@ -113,6 +183,14 @@ PRESETS = {
             resolution_weights=(0.6, 0.4),
             checkpoint_every=50,
         ),
+        base=BaseConfig(
+            unet=UNetConfig(channels=(24, 48), blocks=1, attention=(16,), head_width=24, aware_levels=1),
+            plain_channels=(26, 48),
+            train=TrainConfig(
+                **{"steps": 60, "batch": 8, "lr": 1e-3, "warmup": 10, "ema": 0.9},
+                **{"log_every": 10, "preview_every": 30, "checkpoint_every": 20},
+            ),
+        ),
     ),
     "small": Config(),
     "full": Config(
@@ -122,6 +200,11 @@ PRESETS = {
         decoder=DecoderConfig(hidden=128),
         render=RenderConfig(grid=128, bins=256, samples=48, view_samples=128),
         fit=FitConfig(shared_steps=60_000, steps=8000, rays=8192),
+        base=BaseConfig(
+            unet=UNetConfig(channels=(192, 384, 576, 768), blocks=3, dropout=0.1),
+            plain_channels=(192, 448, 608, 768),
+            train=TrainConfig(steps=500_000, batch=256, lr=1e-4, warmup=5000, ema=0.9999),
+        ),
     ),
 }
 

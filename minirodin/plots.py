@@ -102,6 +102,11 @@ def show_curves(
     return figure
 
 
+def save_curves(curves: dict[str, tuple], path: str | Path, **labels) -> None:
+    """`show_curves` as a PNG file."""
+    show_curves(curves, **labels).savefig(path)
+
+
 def contact_sheet(images: Sequence, columns: int, path: str | Path | None = None, gap: int = 2) -> Image.Image:
     """Pictures of one size pasted side by side on white, pixel for pixel; written as PNG when `path` is given."""
     arrays = [to_array(image) for image in images]

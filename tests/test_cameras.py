@@ -146,7 +146,8 @@ def test_capture_cameras_cover_the_band():
     assert nearest.max() < 40  # 24 discs of equal area over this band would have a radius of 19°
     again, other = capture_cameras(24, 64, 5), capture_cameras(24, 64, 6)
     assert torch.equal(cameras.camera_to_world, again.camera_to_world)
-    assert not torch.equal(cameras.camera_to_world[1:], other.camera_to_world[1:])
+    heights = [np.sort(c.camera_to_world[1:, 1, 3].numpy()) for c in (cameras, other)]
+    assert np.abs(heights[0] - heights[1]).min() > 1e-3  # not the same rings for everybody
 
 
 def test_resized_cameras_see_the_same():

@@ -1,0 +1,93 @@
+"""3D-aware convolution (E11): a 2D convolution that sees, beside its own plane, the lines its texels stand for.
+
+A texel of one plane is a line of the volume, and that line projects to one row or column of each other plane. In this
+project's order of the planes (`triplane`) the row axis of plane k is the column axis of plane k+1, so, for every k,
+
+    down   = plane k+1 pooled over its rows:    one vector along k's rows,
+    across = plane k−1 pooled over its columns: one vector along k's columns.
+
+Planes travel in the batch dimension, (B·3, C, R, R): no seam for a kernel to leak across, nothing to split and join.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def pooled_neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean-pooled lines of the other two planes that meet each row and each column.
+
+    Args:
+        x: (B·3, C, R, R), planes uv, vw, wu of each sample.
+
+    Returns:
+        `down` (B·3, C, R) indexed by the rows of each plane, and `across` (B·3, C, R) by its columns.
+    """
+    planes = rearrange(x, "(b k) c h w -> b k c h w", k=3)
+    down = planes.mean(-2).roll(-1, dims=1)  # (B, 3, C, R) of plane k+1
+    across = planes.mean(-1).roll(1, dims=1)  # (B, 3, C, R) of plane k−1
+    return down.flatten(0, 1), across.flatten(0, 1)
+
+
+def aware_conv_naive(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """E11 as the paper says it: pool, expand, concatenate, Conv2D(y_uv ⊕ y_v(·) ⊕ y_(·)u); the reference.
+
+    Args:
+        x: (B·3, C, R, R).
+        weight: (D, 3C, 3, 3), for the plane itself, `down` and `across`.
+        bias: (D,).
+
+    Returns:
+        (B·3, D, R, R).
+    """
+    down, across = pooled_neighbours(x)
+    stacked = torch.cat([x, down[..., :, None].expand_as(x), across[..., None, :].expand_as(x)], dim=1)
+    return F.conv2d(stacked, weight, bias, padding=1)  # (B·3, 3C, R, R) → (B·3, D, R, R)
+
+
+def aware_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same function as `aware_conv_naive`, at about the cost of a plain convolution.
+
+    A map that is constant along one axis needs no 2D convolution: its kernel, summed along that axis, is a 1D
+    convolution of the vector, repeated. Only in the first and last column (row) one of the three taps meets the
+    padding instead, so three sums are kept: without the first tap, with all, without the last.
+    """
+    own, for_down, for_across = weight.chunk(3, dim=1)  # (D, C, 3, 3) each
+    down, across = pooled_neighbours(x)
+    rows = _line_conv(down, for_down)  # (B·3, 3, D, R)
+    columns = _line_conv(across, for_across.transpose(2, 3))
+    out = F.conv2d(x, own, bias, padding=1)
+    return out + _repeat(rows, x.shape[-1]) + _repeat(columns, x.shape[-2]).transpose(2, 3)
+
+
+def _line_conv(line: Tensor, weight: Tensor) -> Tensor:
+    """Convolve (N, C, R) by kernels (D, C, 3, 3) summed over their last axis: at the first, an inner, the last place."""
+    kernels = torch.cat([weight[..., 1:].sum(-1), weight.sum(-1), weight[..., :-1].sum(-1)])  # (3·D, C, 3)
+    return F.conv1d(line, kernels, padding=1).unflatten(1, (3, -1))  # (N, 3, D, R)
+
+
+def _repeat(line: Tensor, size: int) -> Tensor:
+    """Lay (N, 3, D, R) out along a new last axis: the first place, size − 2 inner ones, the last."""
+    first, inner, last = line[..., None].unbind(1)
+    return torch.cat([first, inner.expand(*inner.shape[:-1], size - 2), last], dim=-1)  # (N, D, R, size)
+
+
+class AwareConv2d(nn.Conv2d):
+    """E11 with kernels shared by the three planes ("the same computation"); a 3×3 `nn.Conv2d` on three times C.
+
+    Args:
+        channels, out_channels: C and D.
+
+    Example:
+        >>> conv = AwareConv2d(16, 32)
+        >>> conv(torch.randn(2 * 3, 16, 64, 64)).shape  # two samples
+        torch.Size([6, 32, 64, 64])
+    """
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(3 * channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B·3, C, R, R) → (B·3, D, R, R), R ≥ 2."""
+        return aware_conv(x, self.weight, self.bias)

@@ -1,0 +1,240 @@
+"""One training loop for every network of the project, on accelerate: one CPU, one GPU, or many under torchrun.
+
+Everything random in step k depends on (seed, k, process) alone, and a checkpoint holds the weights, their average, the
+optimiser and k: a run that was killed and started again ends with the same weights as one that was not.
+"""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from minirodin.config import TrainConfig
+from minirodin.errors import CheckpointError, ConfigError, MinirodinError
+from minirodin.plots import save_curves
+from minirodin.progress import progress
+from minirodin.shards import atomic_save, read_tensors
+
+
+class EMA:
+    """Exponential moving average of a network's parameters; the first steps weigh less: min(decay, (1 + k)/(10 + k))."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = list(network.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def swapped_in(self):
+        """Within it the network has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for p, average in zip(self.parameters, self.average, strict=True):
+            kept = p.detach().clone()
+            p.copy_(average)
+            average.copy_(kept)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up over `warmup` steps, then constant or, with `decay`, half a cosine down to a twentieth."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    if not config.decay:
+        return config.lr * warm
+    through = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, through))))
+
+
+class Trainer:
+    """A network, what it learns from, and where its files go.
+
+    Args:
+        network: trained in place; ends with the averaged weights.
+        losses: (network, batch, generator) → dict with the scalar `loss` and anything else worth a column of the log.
+        batches: (number, generator) → a batch on the device; called anew for every step.
+        config: the schedule.
+        out: folder of `model.safetensors` (averaged weights), `log.csv`, `loss.png`, and `resume.safetensors` meanwhile.
+        metadata: of the model file; must tell what the run is, since a checkpoint of another run is refused.
+        extra: tensors that belong in the model file beside the weights.
+        preview: (step) → dict of numbers for the log, called with the averaged weights in the network and free to draw.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        losses: Callable[[nn.Module, Tensor, torch.Generator], dict],
+        batches: Callable[[int, torch.Generator], Tensor],
+        config: TrainConfig,
+        out: str | Path,
+        metadata: dict[str, str],
+        extra: dict[str, Tensor] | None = None,
+        preview: Callable[[int], dict[str, float]] | None = None,
+    ):
+        self.config, self.out, self.metadata, self.extra = config, Path(out), metadata, extra or {}
+        self.losses, self.batches, self.preview = losses, batches, preview
+        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.device, ranks = self.accelerator.device, self.accelerator.num_processes
+        if config.steps < 1 or config.batch < 1 or config.batch % (ranks * config.accumulate):
+            parts = f"{ranks} processes × {config.accumulate} parts"
+            raise ConfigError(f"{config.steps} steps of batch {config.batch} do not divide into {parts}")
+        self.part = config.batch // (ranks * config.accumulate)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.ema = EMA(self.network, config.ema)
+        if config.compile and self.device.type == "cuda":
+            self.network.compile()  # in place: the names of the weights stay
+        optimiser = torch.optim.AdamW(
+            self.network.parameters(), config.lr, (0.9, 0.99), weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
+        )  # fmt: skip
+        self.wrapped, self.optimiser = self.accelerator.prepare(self.network, optimiser)
+        self.step, self.rows, self.seconds = 0, [], 0.0
+
+    @property
+    def resume_file(self) -> Path:
+        return self.out / "resume.safetensors"
+
+    def advance(self) -> dict[str, Tensor]:
+        """One step of the optimiser; returns means over the batch, on the device."""
+        lr = learning_rate(self.step, self.config)
+        for settings in self.optimiser.param_groups:
+            settings["lr"] = lr
+        self.network.train()
+        seen: dict[str, Tensor] = {}
+        for part in range(self.config.accumulate):
+            seed = (self.config.seed, self.step, part, self.accelerator.process_index)
+            seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+            torch.manual_seed(seed)  # dropout
+            generator = torch.Generator(self.device).manual_seed(seed)
+            batch = self.batches(self.part, generator)
+            last = part == self.config.accumulate - 1
+            with self.accelerator.no_sync(self.wrapped) if not last else _nothing():
+                out = self.losses(self.wrapped, batch, generator)
+                self.accelerator.backward(out["loss"] / self.config.accumulate)
+            for name, value in out.items():
+                seen[name] = seen.get(name, 0) + value.detach().float().mean() / self.config.accumulate
+        seen["grad_norm"] = torch.as_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip))
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.ema.update(self.step)
+        self.step += 1
+        return seen
+
+    def run(self, show_progress: bool = True) -> nn.Module:
+        """Train to the end, from where an earlier run of the same settings left off; returns the averaged network.
+
+        Raises:
+            MinirodinError: the loss or its gradient is not finite; names the last good checkpoint.
+            CheckpointError: `out` holds the checkpoint of another run.
+        """
+        self._resume()
+        c, main = self.config, self.accelerator.is_main_process
+        started, fine, seen = time.perf_counter() - self.seconds, None, {}
+        with progress(total=c.steps, desc="training", unit="step", enabled=show_progress and main) as bar:
+            bar.update(self.step)
+            while self.step < c.steps:
+                values = self.advance()
+                good = torch.isfinite(values["loss"]) & torch.isfinite(values["grad_norm"])
+                fine = good if fine is None else fine & good
+                for name, value in values.items():
+                    seen.setdefault(name, []).append(value)
+                bar.update(1)
+                done = self.step == c.steps
+                due = {every: done or self.step % every == 0 for every in (c.log_every, c.preview_every, c.checkpoint_every)}
+                if not any(due.values()):
+                    continue
+                if not bool(fine):
+                    kept = f"{self.resume_file} holds the last good state" if self.resume_file.exists() else "none was saved"
+                    raise MinirodinError(f"the loss is not finite near step {self.step} ({kept}): lower the learning rate")
+                means = {name: float(torch.stack(v).mean()) for name, v in seen.items()}
+                seen, self.seconds = {}, time.perf_counter() - started
+                row = {"step": self.step, "seconds": round(self.seconds, 2), **means}
+                bar.set_postfix(loss=f"{means['loss']:.4f}")
+                if self.preview and due[c.preview_every] and main:
+                    self.network.eval()
+                    with self.ema.swapped_in(), torch.no_grad():
+                        row |= self.preview(self.step)
+                self.rows.append(row)
+                if main:
+                    self._log()
+                    if due[c.checkpoint_every]:
+                        self.save(done)
+                self.accelerator.wait_for_everyone()
+        self.ema._swap()
+        return self.network.eval()
+
+    def save(self, done: bool = False) -> None:
+        """Write the model file, and, unless the run is done, all that a resumed one needs."""
+        tensors, names = {}, [name for name, _ in self.network.named_parameters()]
+        for i, (name, p) in enumerate(self.network.named_parameters()):
+            tensors[f"network.{name}"], tensors[f"ema.{name}"] = p, self.ema.average[i]
+            for key, value in self.optimiser.state[p].items():
+                tensors[f"{key}.{name}"] = value
+        history = {"step": str(self.step), "rows": json.dumps(self.rows)}
+        if not done:
+            atomic_save(tensors, self.resume_file, {**self.metadata, "kind": "training in progress", **history})
+        weights = {f"network.{name}": average for name, average in zip(names, self.ema.average, strict=True)}
+        atomic_save({**weights, **self.extra}, self.out / "model.safetensors", {**self.metadata, "step": str(self.step)})
+        if done:
+            self.resume_file.unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not self.resume_file.exists():
+            return
+        tensors, metadata = read_tensors(self.resume_file, "training in progress")
+        if any(metadata.get(key) != value for key, value in self.metadata.items() if key != "kind"):
+            raise CheckpointError(f"{self.resume_file} was left by other data or settings: delete it or choose another folder")
+        try:
+            with torch.no_grad():
+                for i, (name, p) in enumerate(self.network.named_parameters()):
+                    p.copy_(tensors[f"network.{name}"])
+                    self.ema.average[i].copy_(tensors[f"ema.{name}"])
+                    state = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                    moments = {k: torch.empty_like(p).copy_(v) for k, v in state.items() if k != "step"}
+                    on = self.device if self.device.type == "cuda" else "cpu"
+                    self.optimiser.state[p] = {"step": state["step"].to(on), **moments}
+            self.step, self.rows = int(metadata["step"]), json.loads(metadata["rows"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{self.resume_file} does not fit this network ({error}): delete it") from None
+        self.seconds = self.rows[-1]["seconds"]
+
+    def _log(self) -> None:
+        """`log.csv` and `loss.png`, and TensorBoard's events where it is installed."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with open(self.out / "log.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        shown = [k for k in columns if k in ("simple", "validation") or (k == "loss" and "simple" not in columns)]
+        curves = {k: ([r["step"] for r in self.rows if k in r], [r[k] for r in self.rows if k in r]) for k in shown}
+        save_curves(curves, self.out / "loss.png", xlabel="step", ylabel="loss", log_y=True)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self._board = getattr(self, "_board", None) or SummaryWriter(str(self.out))
+        for key, value in self.rows[-1].items():
+            self._board.add_scalar(key, value, self.step)
+
+
+@contextmanager
+def _nothing():
+    yield

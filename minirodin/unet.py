@@ -1,0 +1,188 @@
+"""The U-Net of the base diffusion model, for planes as channels (E12), side by side (E10), or 3D-aware (E11).
+
+One network, three readings of the same tri-planes, by `UNetConfig.variant`:
+
+    baseline   (B, 3C, R, R): the planes stacked as channels of one image, whose texels have nothing to do with each other.
+    rollout    (B·3, C, R, R): planes processed independently by the same kernels. The paper lays them side by side,
+               which is the same but for kernels that reach across the seams.
+    aware      as rollout, and the higher resolutions convolve with `AwareConv2d`.
+
+At the lower resolutions attention sees the tokens of all three planes together (in `baseline`: of the one image).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minirodin.config import UNetConfig
+from minirodin.conv import AwareConv2d
+from minirodin.errors import ConfigError
+
+VARIANTS = ("baseline", "rollout", "aware")
+
+
+def log_snr_embedding(log_snr: Tensor, width: int) -> Tensor:
+    """Sines and cosines of λ with periods from 0.1 to 100, evenly spaced in their logarithm: (B,) → (B, width)."""
+    exponents = torch.linspace(-1, 2, width // 2, device=log_snr.device)
+    angles = log_snr.float()[:, None] * (2 * math.pi / 10**exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all weights zero: a residual branch that starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, plus the input; the second norm is adaptive (AdaGN).
+
+    AdaGN: GroupNorm(h)·(1 + scale) + shift, with scale and shift linear in the embedding of the noise level.
+
+    Args:
+        channels, out_channels: in and out.
+        embedding: width of the embedding.
+        aware: whether the second convolution is 3D-aware.
+    """
+
+    def __init__(self, channels: int, out_channels: int, embedding: int, aware: bool, dropout: float):
+        super().__init__()
+        self.norm1, self.norm2 = group_norm(channels), group_norm(out_channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        conv2 = AwareConv2d(out_channels, out_channels) if aware else nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = zeroed(conv2)
+        self.modulation = zeroed(nn.Linear(embedding, 2 * out_channels))
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (N, C, R, R) and embedding (N, E), N = B·3 or B → (N, D, R, R)."""
+        h = self.conv1(F.silu(self.norm1(x)))  # (N, D, R, R)
+        scale, shift = self.modulation(F.silu(embedding))[..., None, None].chunk(2, dim=1)  # (N, D, 1, 1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class PlaneAttention(nn.Module):
+    """Self-attention over the tokens of all `planes` maps of a sample together."""
+
+    def __init__(self, channels: int, planes: int, head_width: int):
+        super().__init__()
+        self.planes = planes
+        self.heads = max(h for h in range(1, max(1, channels // head_width) + 1) if channels % h == 0)
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.project = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B·k, C, R, R) → the same, k = `planes`."""
+        k, r = self.planes, x.shape[-1]
+        tokens = rearrange(self.norm(x), "(b k) c h w -> b (k h w) c", k=k)  # (B, k·R², C)
+        q, k_, v = rearrange(self.qkv(tokens), "b n (qkv heads c) -> qkv b heads n c", qkv=3, heads=self.heads)
+        h = rearrange(F.scaled_dot_product_attention(q, k_, v), "b heads n c -> b n (heads c)")
+        return x + rearrange(self.project(h), "b (k h w) c -> (b k) c h w", k=k, h=r)
+
+
+class UNet(nn.Module):
+    """What the base diffusion model learns: noisy planes and their noise level in, one or two numbers a value out.
+
+    Args:
+        config: widths, depth, variant.
+        channels: C of the planes.
+        resolution: R of the planes; must halve len(config.channels) − 1 times.
+        outputs: numbers predicted for each value (2 with a learned variance, E8).
+
+    Raises:
+        ConfigError: an unknown variant, or sizes that do not fit.
+
+    Example:
+        >>> net = UNet(preset("smoke").base.unet, channels=8, resolution=32)
+        >>> net(torch.randn(2, 3, 8, 32, 32), torch.zeros(2)).shape
+        torch.Size([2, 2, 3, 8, 32, 32])
+    """
+
+    def __init__(self, config: UNetConfig, channels: int, resolution: int, outputs: int = 2):
+        super().__init__()
+        if config.variant not in VARIANTS:
+            raise ConfigError(f"unknown variant {config.variant!r}: choose from {', '.join(VARIANTS)}")
+        levels = len(config.channels)
+        if resolution % 2 ** (levels - 1) or resolution >> (levels - 1) < 2:
+            raise ConfigError(f"planes of {resolution}² cannot be halved {levels - 1} times: give fewer unet.channels")
+        self.config, self.channels, self.resolution, self.outputs = config, channels, resolution, outputs
+        stacked = config.variant == "baseline"
+        maps = 1 if stacked else 3  # images a sample
+        image = channels * (3 // maps)  # channels of each
+        base, embedding = config.channels[0], 4 * config.channels[0]
+
+        self.embed = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.plane_embedding = nn.Parameter(torch.zeros(maps, embedding))  # the kernels are shared: which plane is this?
+
+        def block(c: int, d: int, level: int) -> nn.ModuleList:
+            aware = config.variant == "aware" and level < config.aware_levels
+            attends = resolution >> level in config.attention
+            attention = PlaneAttention(d, maps, config.head_width) if attends else nn.Identity()
+            return nn.ModuleList([ResBlock(c, d, embedding, aware, config.dropout), attention])
+
+        self.enter = nn.Conv2d(image, base, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width, skips = base, [base]
+        for level, wide in enumerate(config.channels):
+            blocks = nn.ModuleList()
+            for _ in range(config.blocks):
+                blocks.append(block(width, wide, level))
+                width = wide
+                skips.append(width)
+            shrink = nn.Identity()
+            if level < levels - 1:
+                shrink = nn.Conv2d(width, width, 3, stride=2, padding=1)
+                skips.append(width)
+            self.down.append(nn.ModuleList([blocks, shrink]))
+        self.middle = nn.ModuleList([block(width, width, levels - 1), block(width, width, levels - 1)])
+        for level, wide in reversed(list(enumerate(config.channels))):
+            blocks = nn.ModuleList()
+            for _ in range(config.blocks + 1):
+                blocks.append(block(width + skips.pop(), wide, level))
+                width = wide
+            grow = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1))
+            self.up.append(nn.ModuleList([blocks, grow if level else nn.Identity()]))
+        self.exit = nn.Sequential(group_norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * image, 3, padding=1)))
+
+    def forward(self, planes: Tensor, log_snr: Tensor) -> Tensor:
+        """Predict from noisy planes (what, `diffusion.Diffusion` decides).
+
+        Args:
+            planes: (B, 3, C, R, R) noisy, standardised.
+            log_snr: (B,) λ of each sample.
+
+        Returns:
+            (B, outputs, 3, C, R, R).
+        """
+        b, maps = len(planes), len(self.plane_embedding)
+        embedding = self.embed(log_snr_embedding(log_snr, self.embed[0].in_features))  # (B, E)
+        embedding = (embedding[:, None] + self.plane_embedding).flatten(0, 1)  # (B·maps, E)
+
+        x = rearrange(planes, "b (m k) c h w -> (b m) (k c) h w", m=maps)  # (B·3, C, R, R) or (B, 3C, R, R)
+        x = self.enter(x.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for i, (blocks, shrink) in enumerate(self.down):
+            for res, attend in blocks:
+                x = attend(res(x, embedding))
+                skips.append(x)
+            if i < len(self.down) - 1:
+                x = shrink(x)
+                skips.append(x)
+        for res, attend in self.middle:
+            x = attend(res(x, embedding))
+        for blocks, grow in self.up:
+            for res, attend in blocks:
+                x = attend(res(torch.cat([x, skips.pop()], dim=1), embedding))
+            x = grow(x)
+        return rearrange(self.exit(x), "(b m) (o k c) h w -> b o (m k) c h w", b=b, o=self.outputs, k=3 // maps)
