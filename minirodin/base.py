@@ -75,7 +75,7 @@ class BaseModel:
         return 3, self.network.channels, self.network.resolution, self.network.resolution
 
     def noise(self, count: int, seed: int) -> Tensor:
-        """x_T of `count` samples, (count, 3, C, R, R), one random stream a sample: sample i depends on seed + i alone."""
+        """x_T of `count` samples, (count, 3, C, R, R), a stream each: sample i depends on seed + i alone."""
         streams = (torch.Generator().manual_seed(seed + i) for i in range(count))
         return torch.stack([torch.randn(self.shape, generator=g) for g in streams]).to(self.mean.device)
 
@@ -110,7 +110,8 @@ class BaseModel:
             raise CheckpointError(f"noise has shape {tuple(noise.shape)}, the model wants (B, {str(self.shape)[1:]}")
         device = noise.device
         limit = self.config.fit.value_range
-        bounds = (standardise(torch.full((len(self.mean), 1, 1), v, device=device), self.mean, self.std) for v in (-limit, limit))
+        limits = (torch.full((len(self.mean), 1, 1), value, device=device) for value in (-limit, limit))
+        bounds = (standardise(value, self.mean, self.std) for value in limits)
         generator = torch.Generator(device).manual_seed(seed)
         enabled = device.type == "cuda" if bf16 is None else bf16
         grid = self.diffusion.grid(steps, device)
@@ -167,7 +168,7 @@ def train_base(
     t, given = shared.config.triplane, config.triplane
     if t.channels != given.channels:
         raise CheckpointError(f"{data} has planes of {t.channels} channels, preset {config.name!r} {given.channels}")
-    config = replace(config, triplane=t, decoder=shared.config.decoder, render=shared.config.render, fit=shared.config.fit)
+    config = replace(shared.config, name=config.name, base=config.base)  # the rest is as the planes were fitted
     planes, names = load_planes(data, t.base_resolution)
     mean, std = plane_statistics(planes)
     std = std.clamp_min(1e-4)  # a channel that nothing uses stays silent

@@ -169,8 +169,8 @@ def sample(
 
 
 def bench(
-    what: Positional[Literal["fit", "render"]],
-    subject: Positional[Path],
+    what: Positional[Literal["fit", "render", "conv", "unet"]],
+    subject: Positional[Path | None] = None,
     preset: str = "small",
     decoder: Path | None = None,
     out: Path | None = None,
@@ -178,17 +178,26 @@ def bench(
     """Measure this machine: rays and decoded samples a second, time to quality, peak memory, fast path and plain; JSON.
 
     Args:
-        what: fit, or render.
-        subject: captures to fit, or an avatar to render.
-        preset: smoke, small or full; for fit.
+        what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants.
+        subject: captures to fit, or an avatar to render; conv and unet need nothing.
+        preset: smoke, small or full; for fit and unet.
         decoder: fit under this decoder (stage two) instead of learning one.
         out: file for the numbers; they are always printed.
     """
     config = load_preset(preset)
     from minirodin.benchmark import bench_fit, bench_render
+    from minirodin.benchmark_unet import bench_conv, bench_unet
     from minirodin.evaluation import provenance, write_json
 
-    results = bench_fit(subject, config, decoder) if what == "fit" else bench_render(subject)
+    if what in ("fit", "render") and subject is None:
+        raise ConfigError(f"bench {what} needs {'captures' if what == 'fit' else 'an avatar'}: name it")
+    runs = {
+        "fit": lambda: bench_fit(subject, config, decoder),
+        "render": lambda: bench_render(subject),
+        "conv": bench_conv,
+        "unet": lambda: bench_unet(config),
+    }
+    results = runs[what]()
     results = {**provenance(), **results}
     if out:
         write_json(results, out)

@@ -62,7 +62,7 @@ def aware_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _line_conv(line: Tensor, weight: Tensor) -> Tensor:
-    """Convolve (N, C, R) by kernels (D, C, 3, 3) summed over their last axis: at the first, an inner, the last place."""
+    """Convolve (N, C, R) by (D, C, 3, 3) summed over its last axis: as it is at the first, an inner, the last place."""
     kernels = torch.cat([weight[..., 1:].sum(-1), weight.sum(-1), weight[..., :-1].sum(-1)])  # (3·D, C, 3)
     return F.conv1d(line, kernels, padding=1).unflatten(1, (3, -1))  # (N, 3, D, R)
 

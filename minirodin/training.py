@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from minirodin.shards import atomic_save, read_tensors
 
 
 class EMA:
-    """Exponential moving average of a network's parameters; the first steps weigh less: min(decay, (1 + k)/(10 + k))."""
+    """Exponential moving average of a network's parameters, with decay min(`decay`, (1 + k)/(10 + k)) in step k."""
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
@@ -71,9 +71,9 @@ class Trainer:
         losses: (network, batch, generator) → dict with the scalar `loss` and anything else worth a column of the log.
         batches: (number, generator) → a batch on the device; called anew for every step.
         config: the schedule.
-        out: folder of `model.safetensors` (averaged weights), `log.csv`, `loss.png`, and `resume.safetensors` meanwhile.
+        out: folder of `model.safetensors` (averaged weights), `log.csv`, `loss.png`; meanwhile `resume.safetensors`.
         metadata: of the model file; must tell what the run is, since a checkpoint of another run is refused.
-        extra: tensors that belong in the model file beside the weights.
+        extra: tensors that belong beside the weights.
         preview: (step) → dict of numbers for the log, called with the averaged weights in the network and free to draw.
     """
 
@@ -125,12 +125,13 @@ class Trainer:
             generator = torch.Generator(self.device).manual_seed(seed)
             batch = self.batches(self.part, generator)
             last = part == self.config.accumulate - 1
-            with self.accelerator.no_sync(self.wrapped) if not last else _nothing():
+            with self.accelerator.no_sync(self.wrapped) if not last else nullcontext():
                 out = self.losses(self.wrapped, batch, generator)
                 self.accelerator.backward(out["loss"] / self.config.accumulate)
             for name, value in out.items():
                 seen[name] = seen.get(name, 0) + value.detach().float().mean() / self.config.accumulate
-        seen["grad_norm"] = torch.as_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip))
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        seen["grad_norm"] = torch.as_tensor(norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.ema.update(self.step)
@@ -142,7 +143,7 @@ class Trainer:
 
         Raises:
             MinirodinError: the loss or its gradient is not finite; names the last good checkpoint.
-            CheckpointError: `out` holds the checkpoint of another run.
+            CheckpointError: `out` holds another run's checkpoint.
         """
         self._resume()
         c, main = self.config, self.accelerator.is_main_process
@@ -157,24 +158,24 @@ class Trainer:
                     seen.setdefault(name, []).append(value)
                 bar.update(1)
                 done = self.step == c.steps
-                due = {every: done or self.step % every == 0 for every in (c.log_every, c.preview_every, c.checkpoint_every)}
-                if not any(due.values()):
+                log, look, keep = (done or self.step % n == 0 for n in (c.log_every, c.preview_every, c.checkpoint_every))
+                if not (log or look or keep):
                     continue
                 if not bool(fine):
-                    kept = f"{self.resume_file} holds the last good state" if self.resume_file.exists() else "none was saved"
-                    raise MinirodinError(f"the loss is not finite near step {self.step} ({kept}): lower the learning rate")
+                    kept = f"{self.resume_file} is the last good state" if self.resume_file.exists() else "none was saved"
+                    raise MinirodinError(f"the loss is not finite near step {self.step} ({kept}): lower train.lr")
                 means = {name: float(torch.stack(v).mean()) for name, v in seen.items()}
                 seen, self.seconds = {}, time.perf_counter() - started
                 row = {"step": self.step, "seconds": round(self.seconds, 2), **means}
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
-                if self.preview and due[c.preview_every] and main:
+                if self.preview and look and main:
                     self.network.eval()
                     with self.ema.swapped_in(), torch.no_grad():
                         row |= self.preview(self.step)
                 self.rows.append(row)
                 if main:
                     self._log()
-                    if due[c.checkpoint_every]:
+                    if keep:
                         self.save(done)
                 self.accelerator.wait_for_everyone()
         self.ema._swap()
@@ -191,7 +192,8 @@ class Trainer:
         if not done:
             atomic_save(tensors, self.resume_file, {**self.metadata, "kind": "training in progress", **history})
         weights = {f"network.{name}": average for name, average in zip(names, self.ema.average, strict=True)}
-        atomic_save({**weights, **self.extra}, self.out / "model.safetensors", {**self.metadata, "step": str(self.step)})
+        metadata = {**self.metadata, "step": str(self.step)}
+        atomic_save({**weights, **self.extra}, self.out / "model.safetensors", metadata)
         if done:
             self.resume_file.unlink(missing_ok=True)
 
@@ -201,7 +203,8 @@ class Trainer:
             return
         tensors, metadata = read_tensors(self.resume_file, "training in progress")
         if any(metadata.get(key) != value for key, value in self.metadata.items() if key != "kind"):
-            raise CheckpointError(f"{self.resume_file} was left by other data or settings: delete it or choose another folder")
+            what = "was left by other data or settings"
+            raise CheckpointError(f"{self.resume_file} {what}: delete it or choose another folder")
         try:
             with torch.no_grad():
                 for i, (name, p) in enumerate(self.network.named_parameters()):
@@ -233,8 +236,3 @@ class Trainer:
         self._board = getattr(self, "_board", None) or SummaryWriter(str(self.out))
         for key, value in self.rows[-1].items():
             self._board.add_scalar(key, value, self.step)
-
-
-@contextmanager
-def _nothing():
-    yield

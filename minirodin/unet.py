@@ -2,7 +2,7 @@
 
 One network, three readings of the same tri-planes, by `UNetConfig.variant`:
 
-    baseline   (B, 3C, R, R): the planes stacked as channels of one image, whose texels have nothing to do with each other.
+    baseline   (B, 3C, R, R): the planes stacked as channels of one image, whose texels do not belong together.
     rollout    (B·3, C, R, R): planes processed independently by the same kernels. The paper lays them side by side,
                which is the same but for kernels that reach across the seams.
     aware      as rollout, and the higher resolutions convolve with `AwareConv2d`.
@@ -57,8 +57,8 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = group_norm(channels), group_norm(out_channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        conv2 = AwareConv2d(out_channels, out_channels) if aware else nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv2 = zeroed(conv2)
+        width = out_channels
+        self.conv2 = zeroed(AwareConv2d(width, width) if aware else nn.Conv2d(width, width, 3, padding=1))
         self.modulation = zeroed(nn.Linear(embedding, 2 * out_channels))
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -123,7 +123,7 @@ class UNet(nn.Module):
         base, embedding = config.channels[0], 4 * config.channels[0]
 
         self.embed = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.plane_embedding = nn.Parameter(torch.zeros(maps, embedding))  # the kernels are shared: which plane is this?
+        self.plane_embedding = nn.Parameter(torch.zeros(maps, embedding))  # kernels are shared: which plane is this?
 
         def block(c: int, d: int, level: int) -> nn.ModuleList:
             aware = config.variant == "aware" and level < config.aware_levels

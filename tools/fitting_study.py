@@ -2,8 +2,8 @@
 
 For each setting: learn a decoder on training people, fit validation people under it, evaluate on held-out views.
 
-    minirodin avatars --count 64 --views 32 --seed 0 --out runs/study/train
-    minirodin avatars --count 32 --views 32 --seed 1000000 --out runs/study/validation
+    minirodin avatars --count 32 --views 32 --seed 0 --out runs/study/train
+    minirodin avatars --count 16 --views 32 --seed 1000000 --out runs/study/validation
     python tools/fitting_study.py runs/study/train runs/study/validation --out runs/study/fits
 
 Each setting leaves OUT/NAME.json. `--only` picks settings: several GPUs can share them (tools/measure_fitting.sh).
@@ -51,8 +51,8 @@ def main(
     validation: tyro.conf.Positional[Path],
     out: Path,
     preset_name: str = "small",
-    shared_steps: int = 1200,
-    steps: int = 800,
+    shared_steps: int = 2000,
+    steps: int = 1500,
     only: tuple[str, ...] = (),
 ) -> None:
     """Run the settings.

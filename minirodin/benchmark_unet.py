@@ -1,0 +1,143 @@
+"""What the diffusion networks cost: 3D-aware convolution against its naive form, U-Net training against the chip."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minirodin import conv
+from minirodin.config import Config
+from minirodin.conv import AwareConv2d
+from minirodin.diffusion import Diffusion
+from minirodin.unet import VARIANTS, UNet
+
+SHAPES = ((16, 192, 64), (4, 64, 256))  # (B, C, R): three planes of R² for each sample
+
+
+@contextmanager
+def naive_convolution() -> Iterator[None]:
+    """Within it every `AwareConv2d` pools, expands, concatenates and convolves."""
+    fast, conv.aware_conv = conv.aware_conv, conv.aware_conv_naive
+    try:
+        yield
+    finally:
+        conv.aware_conv = fast
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Median time of a call that leaves its work on the default device, after three to warm up."""
+    cuda, times = torch.cuda.is_available(), []
+    for i in range(repeats + 3):
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+        if i >= 3:
+            times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def matrix_rate(size: int = 8192) -> float:
+    """FLOP/s of a square bf16 matrix product on random data, this machine's ceiling."""
+    device = _device()
+    size = size if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, 20)
+
+
+def bench_conv(repeats: int = 50) -> dict:
+    """Forward and backward of one 3×3 convolution C → C in bf16: plain, 3D-aware, and that as the paper words it."""
+    device, rows = _device(), []
+    shapes = SHAPES if device.type == "cuda" else ((1, 16, 32),)
+    for b, c, r in shapes:
+        x = torch.randn(3 * b, c, r, r, device=device, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        g = torch.randn_like(x)
+        x.requires_grad_()
+        row: dict = {"batch": b, "channels": c, "resolution": r}
+        for name in ("plain", "aware", "naive"):
+            layer = nn.Conv2d(c, c, 3, padding=1) if name == "plain" else AwareConv2d(c, c)
+            layer = layer.to(device, torch.bfloat16, memory_format=torch.channels_last)
+
+            def measure(call: nn.Module, layer: nn.Module = layer, x: Tensor = x, g: Tensor = g) -> float:
+                def step() -> None:
+                    x.grad = None
+                    layer.zero_grad(set_to_none=True)
+                    call(x).backward(g)
+
+                return 1e3 * seconds(step, repeats)
+
+            with naive_convolution() if name == "naive" else nullcontext():
+                row[name] = {"eager_ms": measure(layer)}
+                if device.type == "cuda":
+                    torch._dynamo.reset()
+                    row[name]["compiled_ms"] = measure(torch.compile(layer))
+        best = {name: min(row[name].values()) for name in ("plain", "aware", "naive")}
+        row["over_plain"], row["naive_over_aware"] = best["aware"] / best["plain"], best["naive"] / best["aware"]
+        rows.append(row)
+    return {"shapes": rows}
+
+
+def bench_unet(config: Config, batch: int = 64, repeats: int = 10) -> dict:
+    """One training step (forward, losses, backward, fused AdamW) of each variant, and of `aware` with the naive form.
+
+    Model FLOPs are those of every matrix product and convolution of the forward pass as `FlopCounterMode` counts them,
+    times three for forward and backward, the aware convolution in its fast form; the optimiser counts for nothing.
+    """
+    device = _device()
+    t, compiled = config.triplane, device.type == "cuda"
+    batch = batch if compiled else 2
+    rate, diffusion = matrix_rate(), Diffusion(config.base.diffusion)
+    results: dict = {"batch": batch, "matrix_rate": rate, "compiled": compiled, "variants": {}}
+    for name in (*VARIANTS, "aware-naive"):
+        base = config.base.of_variant(name.removesuffix("-naive"))
+        torch._dynamo.reset()
+        network = UNet(base.unet, t.channels, t.base_resolution, diffusion.outputs)
+        parameters, flops = sum(p.numel() for p in network.parameters()), forward_flops(network)
+        network = network.to(device, memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(network.parameters(), 1e-4, fused=compiled)
+        x0 = torch.randn(batch, 3, t.channels, t.base_resolution, t.base_resolution, device=device)
+        generator = torch.Generator(device).manual_seed(0)
+
+        def step(network=network, optimiser=optimiser, x0=x0, generator=generator) -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
+                loss = diffusion.losses(network, x0, generator)["loss"]
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+        with naive_convolution() if name == "aware-naive" else nullcontext():
+            if compiled:
+                torch.cuda.reset_peak_memory_stats()
+                network.compile()
+            start = time.perf_counter()
+            step()
+            first = time.perf_counter() - start
+            took = seconds(step, repeats)
+        results["variants"][name] = {
+            "parameters": parameters,
+            "forward_gflop": flops / 1e9,
+            "first_step_seconds": first,
+            "samples_per_second": batch / took,
+            "share_of_matrix_rate": 3 * flops * batch / took / rate,
+            "peak_memory_gb": torch.cuda.max_memory_allocated() / 2**30 if compiled else None,
+        }
+    return results
+
+
+def forward_flops(network: UNet) -> float:
+    """Floating-point operations of one sample's forward pass, a multiply-add counted as two."""
+    shape = (1, 3, network.channels, network.resolution, network.resolution)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(network).to("meta")(torch.empty(shape), torch.empty(1))
+    return counter.get_total_flops()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
