@@ -168,6 +168,29 @@ def sample(
     print(out / "sheet.png")
 
 
+def compare(
+    samples: Positional[Path],
+    real: Positional[Path],
+    train: Path,
+    out: Path | None = None,
+) -> None:
+    """Compare generated people with fitted ones: Fréchet distance, precision, recall, copies, what floats; JSON.
+
+    Args:
+        samples: folder that `minirodin sample` wrote.
+        real: folder of fitted people that the model did not learn from.
+        train: folder of those that it learned from.
+        out: file for the numbers; they are always printed.
+    """
+    from minirodin.evaluation import compare as run
+    from minirodin.evaluation import write_json
+
+    results = run(samples, real, train)
+    if out:
+        write_json(results, out)
+    print(json.dumps(results, indent=1))
+
+
 def bench(
     what: Positional[Literal["fit", "render", "conv", "unet"]],
     subject: Positional[Path | None] = None,
@@ -216,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    commands = {f.__name__: f for f in (avatars, fit, render, demo, evaluate, train, sample, bench, doctor)}
+    commands = {f.__name__: f for f in (avatars, fit, render, demo, evaluate, train, sample, compare, bench, doctor)}
     for command in (fit, train):
         commands[command.__name__] = functools.partial(command, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))
     try:

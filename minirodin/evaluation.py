@@ -1,4 +1,4 @@
-"""How good fitted planes are: held-out views of every subject at several plane sizes, and the planes' diffusability."""
+"""How good fitted planes are on held-out views, how easily they are diffused, and how good generated people are."""
 
 import datetime
 import json
@@ -10,10 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirodin.cameras import Capture, find_captures, load_capture
+from minirodin.cameras import Capture, find_captures, load_capture, orbit_cameras
 from minirodin.errors import DataError
+from minirodin.generation_metrics import (
+    PlaneDisagreement,
+    frechet_distance,
+    free_space_density,
+    memorisation,
+    precision_recall,
+)
 from minirodin.metrics import image_metrics, spectral_share, wiener_eps_loss
-from minirodin.perceptual import perceptual_distance
+from minirodin.perceptual import FeatureNetwork, feature_network, perceptual_distance
 from minirodin.pipeline import Avatar, to_rgb
 from minirodin.progress import progress
 from minirodin.shards import FittedPlanes
@@ -87,6 +94,71 @@ def _held_out_metrics(avatar: Avatar, capture: Capture, resolution: int, network
     views = avatar.views(capture.cameras[test], resolution)
     pair = (_channels_first(to_rgb(images, background)) for images in (views, truth))
     return {name: float(values.mean()) for name, values in image_metrics(*pair, network).items()}
+
+
+AZIMUTHS, ELEVATION, PICTURE = (0.0, 40.0, 180.0, 290.0), 8.0, 224  # how every member of a set is looked at
+
+
+def compare(
+    samples: str | Path,
+    real: str | Path,
+    train: str | Path,
+    device: str | None = None,
+    show_progress: bool = True,
+) -> dict:
+    """How good a set of generated people is, each number beside that of real people it was not made from.
+
+    Everybody is rendered from the same four views at the plane size of the samples. Distances are between features of
+    these renders, so that nothing is asked of the decoder that fitted planes do not show.
+
+    Args:
+        samples: folder of generated planes (`base.sample_people`).
+        real: folder of fitted people that the model did not see.
+        train: folder of those that it learned from.
+
+    Returns:
+        JSON-able: `network`, and for `samples` and `real` the Fréchet distance to the training set (at equal numbers of
+        people), precision, recall and coverage of it, `memorisation` (median and least), `floating`, `wall`
+        (`generation_metrics.free_space_density`) and `disagreement` of the planes.
+
+    Raises:
+        DataError: a set is too small to be measured.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sets = {"samples": FittedPlanes(samples), "real": FittedPlanes(real), "train": FittedPlanes(train)}
+    shared, network = sets["train"].decoder, feature_network(device)
+    resolution = sets["samples"].planes(sets["samples"].names[0]).shape[-1] if len(sets["samples"]) else 0
+    count = min(len(sets["samples"]), len(sets["real"]))
+    if count < 4 or len(sets["train"]) < count:
+        given = ", ".join(f"{len(people)} {name}" for name, people in sets.items())
+        raise DataError(f"people to compare: {given}; give at least 4 of each, and no fewer to train than to compare")
+    planes, features = {}, {}
+    for name, folder in sets.items():
+        wanted = folder.names if name == "train" else folder.names[:count]
+        planes[name] = torch.stack([resize_planes(folder.planes(subject), resolution) for subject in wanted])
+        people = progress(planes[name], desc=f"looking at {name}", unit="person", enabled=show_progress)
+        seen = [_views(Avatar(p, shared.decoder, shared.config).to(device), network) for p in people]
+        features[name] = torch.stack(seen)  # (N, V, D)
+    agreement = PlaneDisagreement().fit(planes["train"])
+    results = {**provenance(), "network": network.name, "people": count, "training_people": len(planes["train"])}
+    for name in ("samples", "real"):
+        copied = memorisation(features[name].flatten(1), features["train"].flatten(1))
+        space = free_space_density(planes[name].to(device), shared.decoder.to(device))
+        results[name] = {
+            "frechet": frechet_distance(features["train"][:count].flatten(0, 1), features[name].flatten(0, 1)),
+            **precision_recall(features["train"][:count].flatten(1), features[name].flatten(1)),
+            "memorisation": float(copied.median()),
+            "least_memorisation": float(copied.min()),
+            **{key: float(value.mean()) for key, value in space.items()},
+            "disagreement": agreement(planes[name]),
+        }
+    return results
+
+
+def _views(avatar: Avatar, network: FeatureNetwork) -> Tensor:
+    """Features (V, D) of one person's views, on white."""
+    views = avatar.views(orbit_cameras(AZIMUTHS, ELEVATION, PICTURE))
+    return network(_channels_first(to_rgb(views))).cpu()
 
 
 def _channels_first(images: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path):
     torch.testing.assert_close(network.layer.weight.detach(), TRUTH, atol=0.5, rtol=0)  # dropout biases it
     assert float(rows(tmp_path)[-1]["loss"]) < 0.4 * float(rows(tmp_path)[0]["loss"])
     saved = weights(tmp_path)
-    assert torch.equal(saved["network.layer.weight"], network.layer.weight) and torch.equal(saved["mean"], torch.ones(2))
+    assert torch.equal(saved["network.layer.weight"], network.layer.weight)
+    assert torch.equal(saved["mean"], torch.ones(2))
     assert (tmp_path / "loss.png").stat().st_size > 1000 and not network.training
 
 
