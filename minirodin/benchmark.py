@@ -11,8 +11,9 @@ from minirodin import triplane
 from minirodin.cameras import Capture, find_captures, load_capture, orbit_cameras
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
-from minirodin.fitting import Fitter, fitting_loss
+from minirodin.fitting import Fitter
 from minirodin.metrics import psnr
+from minirodin.objective import fitting_loss
 from minirodin.observations import Observations
 from minirodin.pipeline import Avatar, to_rgb
 from minirodin.progress import progress

@@ -18,7 +18,8 @@ from toys import ball_capture, ball_config, trace_ball
 from minirodin import fitting
 from minirodin.cameras import Cameras, load_capture, look_at, save_capture
 from minirodin.errors import CheckpointError, ConfigError, DataError, MinirodinError
-from minirodin.fitting import Fitter, PlaneGroup, fit_subjects, fitting_loss
+from minirodin.fitting import Fitter, fit_subjects
+from minirodin.objective import PlaneGroup, fitting_loss
 from minirodin.observations import Observations
 from minirodin.pipeline import Avatar, to_rgb
 from minirodin.render import cell_centres, render_rays
@@ -73,7 +74,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """Stage one on two balls that take turns."""
-    return fit(balls(), ball_config(group=1, shared_steps=200), tmp_path_factory.mktemp("learned"))
+    return fit(balls(), ball_config(group=1, shared_steps=280), tmp_path_factory.mktemp("learned"))
 
 
 @pytest.fixture(scope="module")
