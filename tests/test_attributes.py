@@ -50,6 +50,12 @@ def test_correlations_are_plausible():
     assert np.corrcoef([a.ancestry[0] for a in PEOPLE], [a.skin_tone for a in PEOPLE])[0, 1] > 0.8
 
 
+def test_skin_is_light_medium_or_dark_equally_often():
+    tones = np.array([a.skin_tone for a in PEOPLE])
+    shares = np.histogram(tones, [0, 0.25, 0.5, 1])[0] / len(tones)
+    assert np.all(np.abs(shares - 1 / 3) < 0.05) and np.mean(tones < 0.12) > 0.1 and np.mean(tones > 0.75) > 0.08
+
+
 def test_seed_decides_everything_and_streams_are_independent():
     assert sample_attributes(7) == sample_attributes(7) != sample_attributes(8)
     a = PEOPLE[0]

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from minirodin.avatars.attributes import Attributes
 from minirodin.avatars.head import EXPRESSIONS, RADIUS, bottom, load_head
 from minirodin.avatars.mesh import concatenate, make_mesh, quantised, ribbons, subdivide, triangulate, vertex_normals
-from minirodin.avatars.skin import eye_mesh
+from minirodin.avatars.person import head_shape
+from minirodin.avatars.skin import eye_mesh, face_meshes, wrinkles
 
 CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float)
 SIDES = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
@@ -101,6 +103,25 @@ def test_eyes_sit_behind_their_lids(head):
         aside = (ball.vertices - eye.centre) @ eye.gaze < 0.27 * eye.radius  # 75° and more from where it looks
         depth, _ = head.closest(ball.vertices[aside])
         assert (depth < 0.01).mean() > 0.97, "the eyeball shows beside the lids"
+
+
+def test_neutral_eyes_are_open_and_teeth_lie_behind_closed_lips():
+    for seed in range(8):
+        person = Attributes(seed, expression="neutral")
+        shape = head_shape(person, detail=1)
+        upper, lower = shape.landmarks["left_upper_lid"], shape.landmarks["left_lower_lid"]
+        opening = (upper[:, 1].max() - lower[:, 1].min()) / np.ptp(np.r_[upper, lower][:, 0])
+        assert 0.28 < opening < 0.6, "half closed"
+        assert all(mesh.albedo.max() < 0.5 for mesh in face_meshes(shape, person)[2:]), "teeth shine through"
+    assert face_meshes(shape, Attributes(seed, expression="open smile"))[2].albedo.max() > 0.5
+
+
+def test_wrinkles_come_with_age(head):
+    def deepest(age: float) -> float:
+        return max(wrinkles(head, Attributes(seed, age=age))[:, 2].max() for seed in range(20))
+
+    assert deepest(18) == deepest(40) == 0
+    assert 0 < deepest(50) < deepest(60) < 0.35 < 0.8 < deepest(80)
 
 
 def test_expressions_and_macros_do_what_they_say():

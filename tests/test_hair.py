@@ -5,13 +5,16 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from minirodin.avatars.accessories import HAT_CLEARANCE, glasses_paths, hat_rim, make_accessories
 from minirodin.avatars.attributes import CHOICES, Attributes, sample_attributes
+from minirodin.avatars.clothing import dress
 from minirodin.avatars.facial_hair import beard_density, grow_facial_hair
-from minirodin.avatars.field import head_field, head_frame, normalize, skin_field
+from minirodin.avatars.field import head_field, head_frame, normalize, press_ears, skin_field
 from minirodin.avatars.hair import grow_hair, off_arms, under_hat
 from minirodin.avatars.hairstyles import clear_face
+from minirodin.avatars.head import load_head
 from minirodin.avatars.mesh import HAIR, LENS
 from minirodin.avatars.person import head_shape
 from minirodin.avatars.strands import clump, curl, cut, grow, resample, sample_roots
@@ -190,6 +193,31 @@ def test_hair_goes_round_the_arms_of_glasses():
     arms = glasses_paths(shape, field, a)[2]
     p = np.random.default_rng(0).uniform(-0.03, 0.03, (500, 3)) + arms[0, 5]
     assert np.linalg.norm(off_arms(p, arms) - arms[0, 5], axis=1).min() > 0.015
+
+
+def test_pressed_ears_lie_close_to_the_head_and_take_their_landmarks_along():
+    shape, field = head(3)
+    pressed, ear = press_ears(shape, load_head().landmarks), shape.masks["ears"] > 0.2
+    assert field(pressed.vertices[ear])[0].max() < 0.4 * field(shape.vertices[ear])[0].max()
+    assert np.array_equal(pressed.vertices[~ear], shape.vertices[~ear])
+    for side in ("left", "right"):
+        lobe = pressed.landmarks[f"{side}_ear_lobe"]
+        assert np.abs(lobe[0]) < np.abs(shape.landmarks[f"{side}_ear_lobe"][0])
+        assert np.linalg.norm(pressed.vertices[ear] - lobe, axis=1).min() == 0
+
+
+def test_long_hair_leaves_no_gap_above_a_hood():
+    a = person("long", clothing="hoodie", hair_length=1.0, hair_curl=0.2, fringe=False)
+    shape, _ = head(a.seed)
+    clothes = dress(shape, a)[0]
+    frame, hood = head_frame(shape), clothes[1].vertices
+    mesh = grow_hair(shape, head_field(shape, clothes), a)[0]
+    each = mesh.vertices.reshape(6000, -1, 3)
+    ends = each[frame.azimuth(each[:, 0]) > 1.2, -1]
+    ends = ends[frame.azimuth(ends) > 2.6]  # at the nape
+    gap = cKDTree(hood).query(ends)[0]
+    assert len(ends) > 300 and np.mean(gap < 0.06) > 0.75  # most of a curtain: those within it may end higher
+    assert ends[:, 1].min() > frame.chin - 0.3  # and none hangs out below
 
 
 def test_under_hat_moves_only_what_is_under_it():

@@ -98,6 +98,15 @@ def test_light_is_fixed_in_the_world(renderer):
     assert front > dark + 40 and abs(front - back) < 10  # a sheet is lit as its normal says, from both sides
 
 
+def test_bright_colours_keep_their_hue(renderer):
+    albedo = np.array([0.75, 0.55, 0.08])
+    pixel = renderer.render(square(albedo=albedo), orbit_cameras(0, 0, 64))[0, 32, 32, :3] / 255
+    linear = ((pixel + 0.055) / 1.055) ** 2.4
+    assert linear[0] > 0.8 and abs(linear[1] / linear[0] - albedo[1] / albedo[0]) < 0.06  # each clipped: 0.9 and more
+    white = renderer.render(square(albedo=0.75), orbit_cameras(0, 0, 64))[0, 32, 32, :3].astype(int)
+    assert white.min() > 235 and np.ptp(white) < 12
+
+
 def test_things_cast_shadow(renderer):
     floor = make_mesh((SQUARE * 0.6)[:, [0, 2, 1]], QUAD[:, ::-1], 0.5, CLOTH)
     grid = make_mesh(*_grid(0.6, 24), 0.5, CLOTH)

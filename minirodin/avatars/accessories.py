@@ -3,6 +3,7 @@
 import numpy as np
 
 from minirodin.avatars.attributes import COLORS, Attributes, linear
+from minirodin.avatars.clothing import cloth_color
 from minirodin.avatars.field import Frame, SkinField, head_frame, normalize
 from minirodin.avatars.head import smoothstep
 from minirodin.avatars.mesh import CLOTH, GLOSSY, LENS, Mesh, concatenate, make_mesh
@@ -163,7 +164,7 @@ def beanie(field: SkinField, frame: Frame, a: Attributes) -> Mesh:
     points = points + (0.0035 * rib + (0.016 * cuff + slack)[:, None])[..., None] * way
     points[:2] = points[:2] - 0.004 * Y * np.array([0, 1])[:, None, None]
     shade = 1 + 0.14 * rib - 0.25 * (np.exp(-(((rise - 0.31) / 0.025) ** 2)))[:, None]
-    albedo = linear(COLORS[a.hat_color]) * shade[..., None]
+    albedo = cloth_color(a.hat_color) * shade[..., None]
     faces = grid_faces(*points.shape[:2])[:, ::-1]
     return make_mesh(points.reshape(-1, 3), faces, np.clip(albedo.reshape(-1, 3), 0, 1), CLOTH)
 
@@ -174,7 +175,7 @@ def cap(field: SkinField, frame: Frame, a: Attributes) -> Mesh:
     tall = 0.022 * np.clip(np.cos(turn), 0, 1) * np.sin(2 * rise)[:, None]  # stiff front panels
     points = points + tall[..., None] * way
     seam = np.exp(-((np.sin(3 * turn) / 0.06) ** 2)) * smoothstep(0.02, 0.1, rise)[:, None]
-    color = linear(COLORS[a.hat_color])
+    color = cloth_color(a.hat_color)
     albedo = color * (1 - 0.35 * seam - 0.2 * np.exp(-(((rise - 0.10) / 0.02) ** 2))[:, None])[..., None]
     crown = make_mesh(points.reshape(-1, 3), grid_faces(*points.shape[:2])[:, ::-1], albedo.reshape(-1, 3), CLOTH)
 

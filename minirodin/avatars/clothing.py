@@ -11,11 +11,18 @@ from minirodin.avatars.skin import waves
 UP = np.array([0.0, 1.0, 0.0])
 
 
+def cloth_color(name: str) -> np.ndarray:
+    """Linear RGB (3,) of a named colour on cloth, which is less pure than its dye and never as bright as paper."""
+    dye = linear(COLORS[name])
+    grey = dye @ [0.21, 0.72, 0.07]
+    return np.clip(0.80 * dye + 0.14 * grey, 0.012, 0.75)
+
+
 def dress(shape: HeadShape, a: Attributes) -> tuple[list[Mesh], np.ndarray]:
     """The clothes of a person, and which skin vertices (V,) they hide entirely."""
     rng, rest = a.rng("clothing"), shape.rest
-    colour = linear(COLORS[a.clothing_color]) * np.exp(rng.normal(0, 0.1, 3))
-    colour = np.clip(0.85 * colour + 0.10 * colour.mean(), 0.012, 0.8)  # worn cloth is less pure than its dye
+    shift = rng.normal(0, 0.1, 3)
+    colour = cloth_color(a.clothing_color) * np.exp(0.25 * shift + 0.75 * shift.mean())  # lighter or darker, same hue
     depth = collar_line(rest, 0.06 * rng.random() if a.clothing == "t-shirt" else 0.0)  # how far below the neckline
     if a.clothing == "shirt":  # an open V in front
         open_front = rng.uniform(0.06, 0.16)

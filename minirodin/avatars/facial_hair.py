@@ -32,7 +32,7 @@ def grow_facial_hair(shape, field: SkinField, attributes: Attributes) -> list[Me
 def brow_color(a: Attributes) -> np.ndarray:
     """Linear RGB (3,): brows follow the hair, but fair and dyed hair goes with darker ones."""
     hair, brown = linear(HAIR_COLORS[a.hair_color]), linear(HAIR_COLORS["dark brown"])
-    share = {"blond": 0.45, "red": 0.6, "grey": 0.5, "white": 0.55} | dict.fromkeys(DYES, 0.0)
+    share = {"black": 0.6, "blond": 0.45, "red": 0.6, "grey": 0.5, "white": 0.55} | dict.fromkeys(DYES, 0.0)
     return 0.8 * hair if a.hair_color not in share else share[a.hair_color] * (hair - brown) + brown
 
 
@@ -41,11 +41,11 @@ def brows(shape, a: Attributes, rng) -> Mesh:
     x, y = np.abs(shape.rest[:, 0]), shape.rest[:, 1]
     arch = (0.5 if a.gender == "man" else 1.2) * (0.8 + 0.4 * rng.random())
     line = BROW[:, 1].min() + 0.012 + (BROW[:, 1] - BROW[:, 1].min() - 0.012) * (0.55 + 0.45 * arch)
-    thick = (0.006 + 0.010 * a.brow_thickness) * np.interp(x, BROW[:, 0], [0.85, 1, 1, 0.85, 0.6, 0.25])
+    thick = (0.0042 + 0.0075 * a.brow_thickness) * np.interp(x, BROW[:, 0], [0.85, 1, 1, 0.85, 0.6, 0.25])
     across = (y - np.interp(x, BROW[:, 0], line)) / thick
     ends = smoothstep(BROW[0, 0] - 0.008, BROW[0, 0] + 0.01, x) * smoothstep(BROW[-1, 0] + 0.006, BROW[-1, 0] - 0.02, x)
     density = np.exp(-(across**2)) * (np.abs(across) < 1.6) * ends * (shape.rest[:, 2] > 0.2)
-    count = 500 + round(500 * a.brow_thickness)
+    count = 420 + round(430 * a.brow_thickness)
     at = sample_roots(shape, density, count, rng)
     roots, rest = shape.on_skin(shape.vertices, *at), shape.on_skin(shape.rest, *at)
     normals = normalize(shape.on_skin(shape.normals, *at))
@@ -54,7 +54,7 @@ def brows(shape, a: Attributes, rng) -> Mesh:
     outward = np.sign(roots[:, :1]) * X
     way = np.cos(angle)[:, None] * outward + np.sin(angle)[:, None] * Y
     way = normalize(way - (way * normals).sum(-1, keepdims=True) * normals)
-    length = (0.024 + 0.012 * a.brow_thickness) * rng.uniform(0.7, 1.1, count)
+    length = (0.019 + 0.009 * a.brow_thickness) * rng.uniform(0.7, 1.1, count)
     t = np.linspace(0, 1, 5)[None, :, None]
     bend = t * length[:, None, None]
     points = roots[:, None] + bend * way[:, None] + (0.008 * np.sin(np.pi * t) + 0.002) * normals[:, None] * 0.6
@@ -66,27 +66,28 @@ def brows(shape, a: Attributes, rng) -> Mesh:
 
 
 def lashes(shape, a: Attributes) -> Mesh:
-    """A row of dark hairs on each lid's edge, curved up and outwards; made-up ones are longer."""
+    """A dense row of dark hairs on the upper lid's edge, curved up and outwards; made-up ones are longer.
+
+    None on the lower lid: at the size of a portrait they are dots on the cheek.
+    """
     unit = head_frame(shape).unit
-    long = {"none": 0.014, "light": 0.019, "strong": 0.024}[a.makeup] + (0.003 if a.gender == "woman" else 0)
-    long = long * unit
-    strands, thick = [], 0.0014 + 0.0006 * (a.makeup != "none")
+    long = {"none": 0.008, "light": 0.012, "strong": 0.017}[a.makeup] + (0.002 if a.gender == "woman" else 0)
+    strands, count = [], 64
     for name, eye in zip(("left", "right"), shape.eyes, strict=True):
-        for lid, count, size, up in (("upper", 34, long, 1.0), ("lower", 22, 0.45 * long, -0.8)):
-            line = shape.landmarks[f"{name}_{lid}_lid"]
-            at = np.linspace(0.06, 0.98, count) * (len(line) - 1)
-            i = np.minimum(at.astype(int), len(line) - 2)
-            roots = line[i] + (at - i)[:, None] * (line[i + 1] - line[i])
-            out = normalize(roots - eye.centre)
-            fan = np.linspace(-0.35, 0.9, count)[:, None] * np.sign(eye.centre[0]) * X
-            size = size * (0.55 + 0.45 * np.sin(np.pi * np.linspace(0.12, 0.85, count)))[:, None, None]
-            t = np.linspace(0, 1, 5)[None, :, None]
-            lift = 0.15 * t + 0.85 * t**2
-            strands.append(roots[:, None] + size * (0.9 * t * (out + 0.6 * fan)[:, None] + 0.75 * up * lift * Y))
+        line = shape.landmarks[f"{name}_upper_lid"]
+        at = np.linspace(0.04, 0.98, count) * (len(line) - 1)
+        i = np.minimum(at.astype(int), len(line) - 2)
+        roots = line[i] + (at - i)[:, None] * (line[i + 1] - line[i])
+        out = normalize(roots - eye.centre)
+        fan = np.linspace(-0.35, 0.9, count)[:, None] * np.sign(eye.centre[0]) * X
+        size = long * unit * (0.45 + 0.55 * np.linspace(0, 1, count) ** 0.7)[:, None, None]  # longest outside
+        t = np.linspace(0, 1, 5)[None, :, None]
+        lift = 0.1 * t + 0.7 * t**2
+        strands.append(roots[:, None] + size * (0.9 * t * (out + 0.6 * fan)[:, None] + 0.75 * lift * Y))
     points = np.concatenate(strands)
     fair = a.makeup == "none" and a.hair_color in ("blond", "red", "white")
     color = np.array([0.03, 0.018, 0.012]) if fair else np.array([0.008, 0.006, 0.006])
-    return ribbons(points, thick * np.linspace(1, 0.25, 5), color, normals=np.broadcast_to(Z, points.shape))
+    return ribbons(points, 0.0016 * np.linspace(1, 0.3, 5), color, normals=np.broadcast_to(Z, points.shape))
 
 
 def beard_density(shape, a: Attributes) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A person's own skin as hair, hats and glasses see it: signed distance on a grid, and the heights to lay out by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -124,12 +124,8 @@ def head_frame(shape) -> Frame:
     )
 
 
-def without_ears(shape) -> tuple[np.ndarray, np.ndarray]:
-    """A HeadShape's outer skin with its ears shrunk to taut patches: vertices and normals (V, 3).
-
-    Hair covers ears and hats press them down, but a hole in their place would leave the distance undefined.
-    """
-    skin = shape.masks["inside_mouth"] < 0.3
+def _taut_ears(shape) -> tuple[np.ndarray, np.ndarray]:
+    """Which of a HeadShape's vertices (V,) are ears, and where these lie once shrunk to taut patches (E, 3)."""
     ear = shape.masks["ears"] > 0.2
     a, b = np.concatenate([shape.faces[:, [0, 1]], shape.faces[:, [1, 2]], shape.faces[:, [2, 0]]]).T
     count = len(shape.vertices)
@@ -137,8 +133,30 @@ def without_ears(shape) -> tuple[np.ndarray, np.ndarray]:
     degree = np.asarray(beside.sum(axis=1)).ravel()
     rows = beside[ear]
     laplacian = (diags(degree[ear]) - rows[:, ear]).tocsc()
+    return ear, splu(laplacian).solve(rows[:, ~ear] @ shape.vertices[~ear])  # every vertex amid its neighbours
+
+
+def press_ears(shape, landmarks: dict[str, int], share: float = 0.75):
+    """A HeadShape with ears laid to the head, as hair that falls over them does, so that none comes through it.
+
+    landmarks: vertex of each landmark; those of the ears move along.
+    """
+    ear, taut = _taut_ears(shape)
     vertices = shape.vertices.copy()
-    vertices[ear] = splu(laplacian).solve(rows[:, ~ear] @ vertices[~ear])  # every vertex amid its neighbours
+    vertices[ear] += share * (taut - vertices[ear])
+    marks = shape.landmarks | {name: vertices[i] for name, i in landmarks.items() if "_ear_" in name}
+    return replace(shape, vertices=vertices, normals=vertex_normals(vertices, shape.faces), landmarks=marks)
+
+
+def without_ears(shape) -> tuple[np.ndarray, np.ndarray]:
+    """A HeadShape's outer skin with its ears shrunk to taut patches: vertices and normals (V, 3).
+
+    Hair covers ears and hats press them down, but a hole in their place would leave the distance undefined.
+    """
+    skin = shape.masks["inside_mouth"] < 0.3
+    ear, taut = _taut_ears(shape)
+    vertices = shape.vertices.copy()
+    vertices[ear] = taut
     normals = np.where(ear[:, None], vertex_normals(vertices, shape.faces), shape.normals)
     return vertices[skin], normals[skin]
 

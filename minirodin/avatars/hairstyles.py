@@ -123,7 +123,8 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     start = normalize(upright * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
     if style not in ("slicked back", "side part"):  # at the whorl hair stands in all directions, and so hides the scalp
         core = np.exp(-((np.linalg.norm(roots - whorl, axis=-1) / 0.10) ** 2))[:, None]
-        start = normalize(start + core * (1.6 * rng.standard_normal((n, 3)) * [1, 0, 1] + 0.8 * scalp.normals))
+        start = normalize(start + core * (1.6 * rng.standard_normal((n, 3)) * [1, 0, 1] + 0.4 * scalp.normals))
+        length = length * (1 - (0.15 if style == "mohawk" else 0.5) * core[:, 0])  # long ones would be antennae
     points = grow(scalp.field, roots, start, length, 3 if style == "buzz" else 10, flow, settle, stiffness=0.6)
     fringe = np.full(n, a.fringe or style == "short")
     if style == "buzz":
@@ -171,9 +172,12 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     room = points[..., 1] - low - ragged * np.where(fringe[:, None], 0.3, 1)
     beside = (0.34 + 0.05 * a.hair_volume) * frame.unit - np.abs(points[..., 0])  # no ends stick out over a shoulder
     room = np.minimum(room, np.where(points[..., 1] < frame.chin, beside, 1))
-    if a.clothing == "hoodie":  # at the back hair ends inside the hood
+    if a.clothing == "hoodie":  # at the back hair ends in the hood
         room = np.where(azimuth[:, None] < 60, room, np.minimum(room, above_hood(points, scalp)))
     points = resample(points, cut(points, room), 32 if curly else 16, power=1.35 - 0.2 * curly)
+    if a.clothing == "hoodie":
+        behind = azimuth >= 60
+        points[behind] = into_hood(points[behind], scalp)
     if curly:
         points = ringlets(points, (0.018 + 0.010 * a.hair_volume) * frame.unit, 0.15, 11, scalp.field, rng)
         return Bundle(points, clumps=360, strength=0.0, width=0.0095, fringe=np.repeat(fringe, 11))
@@ -203,17 +207,25 @@ def curls(a: Attributes, scalp: Scalp, rng) -> Bundle:
     axis = grow(scalp.field, roots, start, length, steps, flow, settle, stiffness=0.65)
     axis[~fringe] = clear_face(axis[~fringe], frame, side[~fringe], 1.0)
     if a.clothing == "hoodie":
-        axis = resample(axis, cut(axis, above_hood(axis, scalp)))
+        axis = into_hood(resample(axis, cut(axis, above_hood(axis, scalp))), scalp)
     radius = (0.017 + 0.010 * a.hair_volume) * frame.unit
     points = ringlets(axis, radius, 0.09 * frame.unit, each, scalp.field, rng)
     return Bundle(points, clumps=locks, strength=0.0, width=0.0095, fringe=np.repeat(fringe, each))
 
 
 def above_hood(p, scalp: Scalp) -> np.ndarray:
-    """Positive (N, S) until a strand comes to lie on a hood, or goes into it."""
+    """Positive (N, S) until a strand comes to lie over a hood, or goes into it."""
     y, chin = p[..., 1], scalp.frame.chin
     landed = np.where(y < chin + 0.14, 0.42 - scalp.field(p)[1][..., 1], 1)
     return np.minimum(landed, y - (chin - 0.05))
+
+
+def into_hood(p, scalp: Scalp) -> np.ndarray:
+    """Strands (N, S, 3) that `above_hood` has cut, drawn down to the hood below their ends: no gap bares the neck."""
+    height, normal = scalp.field(p[:, -1])
+    over = (p[:, -1, 1] < scalp.frame.chin + 0.15) & (normal[:, 1] > 0.3)
+    drop = np.where(over, np.clip(height / np.maximum(normal[:, 1], 0.3), 0, 0.16) + 0.02, 0)
+    return p - (drop[:, None] * smoothstep(0.4, 1, np.linspace(0, 1, p.shape[1])))[..., None] * Y
 
 
 def ringlets(axis, radius: float, wavelength: float, each: int, field: SkinField, rng) -> np.ndarray:

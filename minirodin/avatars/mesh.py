@@ -19,7 +19,7 @@ class Mesh:
         albedo: (V, 3) linear RGB in [0, 1]; the iris colour on eyes.
         material: (V,) int: SKIN, EYE, HAIR, CLOTH, GLOSSY or LENS.
         tangents: (V, 3) direction of the strand for HAIR, direction in the eye's own frame (+z is the gaze) for EYE;
-            wrinkles for SKIN and pattern for CLOTH, as their shaders say; else 0.
+            wrinkles and light for SKIN, pattern for CLOTH, as their shaders say; else 0.
         width: (V,) signed half-width. The renderer moves a vertex by it sideways of the tangent, square to whoever
             looks, so that two vertices on a strand's axis become a thin cylinder; 0 on solid parts.
         casters: (K, 3) the triangles that cast shadow: fewer than `faces` where that looks the same.

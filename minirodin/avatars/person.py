@@ -8,7 +8,7 @@ from minirodin.avatars.accessories import make_accessories
 from minirodin.avatars.attributes import Attributes, sample_attributes
 from minirodin.avatars.clothing import dress
 from minirodin.avatars.facial_hair import grow_facial_hair
-from minirodin.avatars.field import head_field
+from minirodin.avatars.field import head_field, press_ears
 from minirodin.avatars.hair import grow_hair
 from minirodin.avatars.head import EXPRESSIONS, HeadModel, HeadShape, load_head
 from minirodin.avatars.mesh import SKIN, Mesh, concatenate, make_mesh, quantised
@@ -39,6 +39,8 @@ def head_shape(a: Attributes, model: HeadModel | None = None, detail: int = 2) -
     local |= {"head-scale-horiz": wide, "head-scale-depth": deep, "head-scale-vert": high}
     local["neck-scale-horiz"] = local["neck-scale-depth"] = 0.8 * (a.muscle - 0.5) + rng.normal(0, 0.1)
     expression = {k: v * rng.uniform(0.75, 1.1) for k, v in EXPRESSIONS[a.expression].items()}
+    # The model's lids are narrow and half shut; in a picture of the whole bust such eyes are a dark slit.
+    local["eye-scale"], expression["eyeWide"] = 0.9, 0.28 + expression.get("eyeWide", 0)
     gender = rng.uniform(0, 0.2) if a.gender == "woman" else rng.uniform(0.8, 1)
     gaze = rng.normal(0, 3), rng.normal(0, 2)
     return model.shape(gender, a.age, a.weight, a.ancestry, local, expression, gaze, detail)
@@ -48,6 +50,8 @@ def build_person(who: Attributes | int, detail: int = 2) -> Person:
     """Build one person from attributes, or from the seed that attributes are drawn from; the same at every call."""
     a = sample_attributes(who) if isinstance(who, (int, np.integer)) else who
     shape = head_shape(a, detail=detail)
+    if a.hair_style in ("bob", "long"):
+        shape = press_ears(shape, load_head().landmarks)
     clothes, hidden = dress(shape, a)
     bare, casters = (f[~hidden[f].all(axis=1)] for f in (shape.faces, shape.surface.casters))
     colour, lines = skin_albedo(shape, a), wrinkles(shape, a)

@@ -36,7 +36,7 @@ void main() {
     for (int i = 0; i < COUNT; i++) {
         vec3 d = directions[i];
         float facing = dot(normal, d);
-        vec3 offset = hair ? 0.016 * d : normal * 0.007 + d * 0.005;
+        vec3 offset = hair ? 0.016 * d : normal * 0.007 + d * 0.005 + vec3(0.0, 0.0, skin ? tangent.y : 0.0);
         vec4 q = projections[i] * vec4(position + offset, 1.0);
         vec2 cell = vec2(mod(float(i), tiles), floor(float(i) / tiles));
         vec2 uv = clamp(q.xy * 0.5 + 0.5, 2.0 * texel, 1.0 - 2.0 * texel);
@@ -82,13 +82,21 @@ void main() {
     if (%(two_sided)d == 1 && dot(n, v) < 0.0) n = -n;
     float fresnel = pow(1.0 - max(dot(n, v), 0.0), 4.0), alpha = 1.0;
 %(shade)s
-    c = mix(c, 0.72 + 0.28 * tanh((c - 0.72) / 0.28), vec3(greaterThan(c, vec3(0.72))));  // soft shoulder
+    // A soft shoulder: each channel for itself where nearly grey, so that white loses the light's warm tint; pure
+    // colours by their brightest channel, so that yellow does not turn lime.
+    float top = max(max(c.r, c.g), c.b), over = max(top - 0.72, 0.0);
+    if (over > 0.0) {
+        vec3 each = mix(c, 0.72 + 0.28 * tanh((c - 0.72) / 0.28), vec3(greaterThan(c, vec3(0.72))));
+        float pure = 1.0 - min(min(c.r, c.g), c.b) / top;
+        c = mix(c * (0.72 + 0.28 * tanh(over / 0.28)) / top, each, max(1.0 - 1.1 * pure, 0.15));
+    }
     vec3 curve = 1.055 * pow(max(c, 1e-6), vec3(1.0 / 2.4)) - 0.055;
     colour = vec4(mix(12.92 * c, curve, vec3(greaterThan(c, vec3(0.0031308)))), alpha);
 }
 """
 
-# T: a coordinate whose integers are wrinkles, and in z their depth. Below a dark line light catches its edge.
+# T: a coordinate whose integers are wrinkles, how far before it light is gathered, and the wrinkles' depth. Below a
+# dark line light catches its edge.
 _SKIN = """
     float turn = 6.2831853 * T.x;
     float groove = pow(0.5 + 0.5 * cos(turn), 6.0), ridge = pow(0.5 + 0.5 * cos(turn + 1.6), 4.0);
@@ -104,10 +112,10 @@ float waves(float a, float k) {
     return mix(noise(mod(i, k)), noise(mod(i + 1.0, k)), f * f * (3.0 - 2.0 * f));
 }
 vec3 iris(vec3 q, vec3 tint, vec3 towards_light) {
-    float r = length(q.xy), turn = atan(q.y, q.x) / 6.2831853 + 0.5;
-    vec3 white = vec3(0.74, 0.71, 0.68) * mix(vec3(1.0), vec3(0.93, 0.74, 0.70), smoothstep(0.60, 1.0, abs(q.x)));
+    float r = 1.1 * length(q.xy), turn = atan(q.y, q.x) / 6.2831853 + 0.5;
+    vec3 white = vec3(0.86, 0.84, 0.82) * mix(vec3(1.0), vec3(0.95, 0.80, 0.77), smoothstep(0.65, 1.0, abs(q.x)));
     float fibre = 0.6 * waves(turn, 37.0) + 0.4 * waves(turn, 91.0);
-    vec3 colour = tint * mix(0.75, 1.35, fibre * (1.0 - 0.5 * smoothstep(0.17, 0.46, r)));
+    vec3 colour = tint * mix(0.85, 1.45, fibre * (1.0 - 0.5 * smoothstep(0.17, 0.46, r)));
     colour += tint * vec3(1.0, 0.75, 0.4) * 0.35 * smoothstep(0.30, 0.19, r);  // collarette
     colour *= 0.85 + 1.1 * max(-dot(q.xy, towards_light.xy), 0.0);  // light gathers opposite the key
     colour *= mix(1.0, 0.22, smoothstep(0.37, 0.48, r));  // limbal ring
@@ -118,10 +126,10 @@ vec3 iris(vec3 q, vec3 tint, vec3 towards_light) {
 
 _EYE = """
     vec3 q = normalize(T), r = reflect(-v, n);
-    float lid = mix(1.0, 0.6, smoothstep(0.1, 0.55, q.y));  // the upper lid's shadow
-    float window = smoothstep(0.972, 0.986, dot(r, vec3(0.36, 0.42, 0.83)));
+    float lid = mix(1.0, 0.7, smoothstep(0.15, 0.55, q.y));  // the upper lid's shadow
+    float window = smoothstep(0.955, 0.975, dot(r, vec3(0.33, 0.36, 0.87)));
     window += 0.25 * smoothstep(0.95, 0.99, dot(r, vec3(-0.5, -0.1, 0.86)));
-    c = iris(q, A, k) * L * lid + 0.03 * S.y * sky(r) + mix(0.45, 0.9, S.x) * window;
+    c = iris(q, A, k) * L * lid + 0.03 * S.y * sky(r) + mix(0.6, 0.95, S.x) * window;
 """
 
 # Kajiya-Kay: highlights where the strand is square to the half vector, one white, one shifted and of the hair's colour.

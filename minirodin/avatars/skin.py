@@ -33,8 +33,10 @@ def skin_albedo(shape: HeadShape, a: Attributes) -> np.ndarray:
     def spot(centre, radius) -> np.ndarray:
         return np.exp(-(((mirrored - centre) / radius) ** 2).sum(axis=1))
 
-    undertone = np.exp(rng.normal(0, [0.015, 0.03, 0.06]))
-    tone = LIGHTEST ** (1 - a.skin_tone) * DARKEST**a.skin_tone * undertone
+    warm, olive, depth = rng.standard_normal(3)
+    undertone = warm * np.array([0.015, -0.01, -0.07]) + olive * np.array([-0.03, 0.01, -0.02]) + 0.02 * depth
+    medium = 4 * a.skin_tone * pale * np.array([0.05, -0.01, -0.10])  # melanin tints the most where it is neither end
+    tone = LIGHTEST**pale * DARKEST**a.skin_tone * np.exp(undertone + medium)
     old = np.clip((a.age - 40) / 40, 0, 1)
     blotches = waves(rest, rng, 22) * 0.6 + waves(rest, rng, 60) * 0.4
     fine = waves(rest, rng, 260, 14)
@@ -60,7 +62,7 @@ def skin_albedo(shape: HeadShape, a: Attributes) -> np.ndarray:
         albedo = albedo + shade[:, None] * (0.6 * linear(HAIR_COLORS[a.hair_color]) + 0.1 * tone - albedo)
 
     lips = smoothstep(0.25, 0.75, masks["lips"])
-    natural = tone * (np.array([0.80, 0.45, 0.44]) * pale + np.array([0.98, 0.66, 0.68]) * (1 - pale))
+    natural = tone * (np.array([0.78, 0.44, 0.47]) * pale + np.array([0.95, 0.66, 0.72]) * (1 - pale))
     natural = natural * np.exp(rng.normal(0, [0.05, 0.08, 0.08]))
     painted = natural if a.lip_color == "natural" else linear(LIPS[a.lip_color]) * (0.55 + 0.45 * pale)
     mix = {"none": 0.0, "light": 0.55, "strong": 0.85}[a.makeup]
@@ -91,7 +93,8 @@ def wrinkles(shape: HeadShape, a: Attributes) -> np.ndarray:
     right, up = x - 0.165, y - 0.205
     away, angle = np.hypot(right, up), np.arctan2(up, right)
     feet = smoothstep(0.012, 0.03, away) * smoothstep(0.085, 0.05, away) * smoothstep(0.9, 0.5, np.abs(angle)) * front
-    depth = np.clip((a.age - 35) / 40, 0, 1) * rng.uniform(0.5, 1.0) * np.maximum(brow, feet)
+    grown = np.interp(a.age, [40, 60, 82], [0, 0.3, 1])  # none in the young, faint in the middle of life
+    depth = grown * rng.uniform(0.5, 1.0) * np.maximum(brow, feet)
     line = np.where(feet > brow, angle / 0.36 + rng.uniform(), (y + bent) / rng.uniform(0.030, 0.040))
     return np.stack([line, np.zeros_like(line), depth], axis=1)
 
@@ -135,7 +138,15 @@ def face_meshes(shape: HeadShape, a: Attributes) -> list[Mesh]:
     """Eyeballs, teeth and tongue."""
     tint = linear(IRIS[a.eye_color]) * np.exp(a.rng("iris").normal(0, 0.12, 3))
     meshes = [eye_mesh(eye, np.clip(tint, 0, 1)) for eye in shape.eyes]
-    ivory, red = 4 * linear((0.88, 0.85, 0.78)), np.array([0.35, 0.10, 0.10])
-    for name, (vertices, faces) in shape.parts.items():  # brighter than white: hardly any light gets in there
-        meshes.append(make_mesh(vertices, faces, red if name == "tongue" else ivory, SKIN))
+    ivory, red = linear((0.90, 0.87, 0.81)), np.array([0.35, 0.10, 0.10])
+    shut = a.expression in ("neutral", "slight smile", "frown")
+    front = max(vertices[:, 2].max() for vertices, _ in shape.parts.values())
+    for name, (vertices, faces) in shape.parts.items():
+        near = smoothstep(front - 0.17, front - 0.04, vertices[:, 2])[:, None]
+        if name == "tongue" or shut:  # else a white line would shine between the lips
+            meshes.append(make_mesh(vertices, faces, red, SKIN))
+            continue
+        # The lips' shadow would leave teeth black: their light is gathered before the mouth, less so far back.
+        lit, forward = near * [0, 0.10, 0], np.array([0, 0, 0.006])
+        meshes.append(make_mesh(vertices + forward, faces, ivory * (0.35 + 0.6 * near), SKIN, tangents=lit))
     return meshes
