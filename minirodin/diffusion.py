@@ -69,7 +69,7 @@ class Diffusion:
     """The process of a `DiffusionConfig`.
 
     Raises:
-        ConfigError: an unknown schedule or prediction, or λ_max ≤ λ_min.
+        ConfigError: an unknown schedule or prediction, λ_max ≤ λ_min, or no steps.
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -79,6 +79,8 @@ class Diffusion:
             raise ConfigError(f"unknown prediction {config.prediction!r}: choose eps, x0 or v")
         if config.log_snr_max <= config.log_snr_min:
             raise ConfigError(f"log_snr_max {config.log_snr_max} must exceed log_snr_min {config.log_snr_min}")
+        if config.steps < 1:
+            raise ConfigError(f"diffusion.steps is {config.steps}: give at least 1")
         self.config = config
 
     @property

@@ -167,12 +167,14 @@ def _channels_first(images: Tensor) -> Tensor:
 
 def provenance() -> dict[str, str]:
     """What every file in results/ says of itself: the day, the commit (+ when the tree was changed) and the device."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    try:
-        commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
-        commit = os.environ.get("MINIRODIN_COMMIT", "unknown")
+    commit = os.environ.get("MINIRODIN_COMMIT")  # where the code was copied to without its history
+    if not commit:
+        command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+        folder = Path(__file__).resolve().parent
+        try:
+            commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+            commit = "unknown"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"date": datetime.date.today().isoformat(), "commit": commit, "device": device}
 

@@ -25,6 +25,9 @@ class PlaneGroup(nn.Module):
         if start is not None:
             coarse += resize_planes(start, t.base_resolution)
         detail = torch.zeros(subjects, 3, t.channels, t.resolution, t.resolution)
+        if config.fit.start_noise:
+            generator = torch.Generator().manual_seed(config.fit.seed)
+            detail += config.fit.start_noise * torch.randn(detail.shape, generator=generator)
         self.coarse = nn.Parameter(_channels_last(coarse))
         self.detail = nn.Parameter(_channels_last(detail))
         self.value_range = config.fit.value_range

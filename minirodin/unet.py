@@ -113,6 +113,8 @@ class UNet(nn.Module):
         super().__init__()
         if config.variant not in VARIANTS:
             raise ConfigError(f"unknown variant {config.variant!r}: choose from {', '.join(VARIANTS)}")
+        if not config.channels or config.channels[0] % 2:
+            raise ConfigError(f"unet.channels {config.channels} must begin with an even width")
         levels = len(config.channels)
         if resolution % 2 ** (levels - 1) or resolution >> (levels - 1) < 2:
             raise ConfigError(f"planes of {resolution}² cannot be halved {levels - 1} times: give fewer unet.channels")

@@ -6,7 +6,7 @@ For each setting: learn a decoder on training people, fit validation people unde
     minirodin avatars --count 16 --views 32 --seed 1000000 --out runs/study/validation
     python tools/fitting_study.py runs/study/train runs/study/validation --out runs/study/fits
 
-Each setting leaves OUT/NAME.json. `--only` picks settings: several GPUs can share them (tools/measure_fitting.sh).
+Each setting leaves OUT/NAME.json; `--only` picks settings.
 """
 
 from dataclasses import replace
@@ -29,12 +29,15 @@ def settings(base: Config) -> dict[str, Config]:
         return replace(base, triplane=replace(base.triplane, channels=count))
 
     smooth, noise = base.fit.total_variation, base.fit.plane_noise
+    plain = {"coarse_lr": 0.0, "coarse_fraction": 0.0, "total_variation": smooth / 100}
     one_size = {"resolutions": (base.triplane.resolution,), "resolution_weights": (1.0,)}
     return {
         "chosen": base,
         "one-size": fit(**one_size),
         # What the paper warns of: no rescaling, and nothing of ours that makes planes smooth by construction either.
-        "one-size-plain": fit(**one_size, coarse_lr=0.0, coarse_fraction=0.0, total_variation=smooth / 100),
+        "one-size-plain": fit(**one_size, **plain),
+        # And as tri-planes are usually begun: from noise.
+        "one-size-from-noise": fit(**one_size, **plain, start_noise=0.1),
         "smoothness-x4": fit(total_variation=smooth * 4),
         "smoothness-d10": fit(total_variation=smooth / 10),
         "smoothness-d100": fit(total_variation=smooth / 100),

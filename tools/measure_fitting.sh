@@ -8,7 +8,7 @@ set -uo pipefail
 out=$1; shift
 stages=${*:-people fit bench study collect}
 preset=${PRESET:-small} train=${TRAIN:-256} validation=${VALIDATION:-64} study=${STUDY:-32} jobs=${JOBS:-1}
-settings=(${SETTINGS:-chosen one-size-plain one-size smoothness-d100 smoothness-d10 smoothness-x4 channels-8 noise-none})
+settings=(${SETTINGS:-chosen one-size-plain one-size-from-noise one-size smoothness-d100 smoothness-d10 smoothness-x4 channels-8 noise-none})
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/fitting}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"

@@ -1,0 +1,258 @@
+"""The base model from fitted planes to sampled people, its files, and what it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_config
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from minirodin import cli, evaluation
+from minirodin.base import BaseModel, load_planes, sample_people, train_base, validation_loss
+from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfig
+from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.evaluation import compare
+from minirodin.pipeline import Avatar
+from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
+
+TINY = BaseConfig(
+    unet=UNetConfig(channels=(8, 16), blocks=1, attention=(4,), head_width=8, aware_levels=1),
+    plain_channels=(10, 16),
+    diffusion=DiffusionConfig(),
+    train=TrainConfig(
+        **{"steps": 6, "batch": 4, "lr": 3e-3, "warmup": 2, "ema": 0.9},
+        **{"log_every": 2, "preview_every": 6, "checkpoint_every": 2},
+    ),
+)
+
+
+def config(variant="aware", **train):
+    base = replace(TINY, train=replace(TINY.train, **train))
+    return replace(tiny_config(), base=base.of_variant(variant))
+
+
+def variant_of(path, folder, change):
+    """A copy of a model folder with other tensors or metadata."""
+    folder.mkdir()
+    (folder / "decoder.safetensors").write_bytes((path / "decoder.safetensors").read_bytes())
+    with safe_open(path / "model.safetensors", "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, folder / "model.safetensors", metadata)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    train_base(fitted, config(), folder, validation=fitted, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return BaseModel.load(trained, "cpu")
+
+
+def test_training_leaves_model_log_curve_and_renders(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"model.safetensors", "decoder.safetensors", "log.csv", "loss.png", "preview-000006.png"} <= names
+    with open(trained / "log.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert float(rows[-1]["simple"]) > 0 and float(rows[-1]["validation"]) > 0
+
+
+def test_a_loaded_model_samples_what_the_trained_one_does(fitted, model, tmp_path):
+    again = train_base(fitted, config(), tmp_path, show_progress=False)
+    noise = model.noise(2, seed=3)
+    assert torch.equal(again.sample(noise, steps=3), model.sample(noise, steps=3))
+
+
+def test_a_sample_depends_on_its_own_seed_alone(model):
+    assert torch.equal(model.noise(3, seed=5)[1:], model.noise(2, seed=6))
+    many, one = model.sample(model.noise(3, 5), steps=3), model.sample(model.noise(1, 6), steps=3)
+    torch.testing.assert_close(many[1:2], one)
+
+
+def test_samples_lie_in_the_range_of_fitted_planes(model):
+    planes = model.sample(5 * model.noise(2, seed=0), steps=2)
+    limit = model.config.fit.value_range
+    assert planes.abs().max() <= limit * (1 + 1e-5) and planes.abs().max() > 0.9 * limit  # and the noise did reach it
+
+
+def test_ancestral_sampling_repeats_with_its_seed(model):
+    noise = model.noise(1, seed=0)
+    a, b, c = (model.sample(noise, 4, "ancestral", seed) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.allclose(a, c)
+
+
+def test_statistics_are_those_of_the_training_planes(fitted, model):
+    planes, names = load_planes(fitted, model.config.triplane.base_resolution)
+    assert names == FittedPlanes(fitted).names and planes.shape[1:] == model.shape
+    standard = (planes.float() - model.mean[:, None, None]) / model.std[:, None, None]
+    torch.testing.assert_close(standard.mean((0, 1, 3, 4)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standard.std((0, 1, 3, 4)), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_a_longer_training_learns(fitted, tmp_path):
+    planes, _ = load_planes(fitted, 8)
+    short = train_base(fitted, config(), tmp_path / "a", show_progress=False)
+    long = train_base(fitted, config(steps=200, lr=1e-2, log_every=50, preview_every=200, checkpoint_every=200), tmp_path / "b", show_progress=False)
+    assert validation_loss(long, planes) < 0.6 * validation_loss(short, planes)
+
+
+@pytest.mark.parametrize("variant", ["baseline", "rollout"])
+def test_the_other_variants_train_and_sample(fitted, tmp_path, variant):
+    model = train_base(fitted, config(variant), tmp_path, show_progress=False)
+    assert model.network.config.variant == variant
+    assert BaseModel.load(tmp_path, "cpu").sample(model.noise(1, 0), 2).shape == (1, *model.shape)
+
+
+def test_sampled_people_are_a_fitted_folder_like_any_other(model, tmp_path):
+    people = sample_people(model, 5, tmp_path, steps=2, batch=2, seed=7, show_progress=False)
+    assert people.names == [f"sample-{i:06d}" for i in range(7, 12)]
+    avatar = Avatar.load(tmp_path / "sample-000009")
+    expected = model.sample(model.noise(2, 9), 2)[0]
+    torch.testing.assert_close(avatar.planes, expected, atol=1e-3, rtol=1e-3)  # float16 on disk
+    assert avatar.render(size=16).shape == (16, 16, 4) and (tmp_path / "sheet.png").stat().st_size > 500
+
+
+def test_comparison_knows_a_copy_from_new_people(fitted, tmp_path, monkeypatch):
+    """Copies of training people are at distance 0 and remembered; noisier people are farther from the data."""
+    monkeypatch.setattr(evaluation, "PICTURE", 32)
+    monkeypatch.setattr(evaluation, "AZIMUTHS", (0.0, 90.0))
+    shared = FittedPlanes(fitted).decoder
+    one = FittedPlanes(fitted).planes("one")
+    generator = torch.Generator().manual_seed(0)
+    folders = {}
+    for name, scale in (("train", 0.1), ("real", 0.1), ("noisy", 0.6)):
+        folders[name] = FittedPlanes(tmp_path / name)
+        (tmp_path / name).mkdir()
+        shared.save(tmp_path / name / "decoder.safetensors")
+        people = {f"{name}{i}": one + scale * torch.randn(one.shape, generator=generator) for i in range(6)}
+        folders[name].write_shard(people, shared)
+    copies = compare(tmp_path / "train", tmp_path / "real", tmp_path / "train", "cpu", False)
+    assert copies["samples"]["frechet"] == pytest.approx(0, abs=1e-6) and copies["samples"]["memorisation"] == 0
+    assert copies["real"]["memorisation"] > 0.3
+    noisy = compare(tmp_path / "noisy", tmp_path / "real", tmp_path / "train", "cpu", False)
+    assert noisy["samples"]["frechet"] > 2 * noisy["real"]["frechet"] > 0
+    assert noisy["samples"]["memorisation"] > noisy["real"]["memorisation"]
+    with pytest.raises(DataError, match="at least 4"):
+        compare(fitted, fitted, fitted, "cpu", False)
+
+
+# -- refused ------------------------------------------------------------------------------------------------------
+
+
+def drop(key):
+    return lambda tensors, metadata: tensors.pop(key)
+
+
+def other_channels(tensors, metadata):
+    values = json.loads(metadata["config"])
+    values["triplane"]["channels"] = 6
+    metadata["config"] = json.dumps(values)
+
+
+def other_shape(tensors, metadata):
+    tensors["network.enter.weight"] = tensors["network.enter.weight"][:, :2].contiguous()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (drop("mean"), r"statistics \(mean\)"),
+        (drop("std"), r"statistics \(std\)"),
+        (drop("network.enter.bias"), "enter.bias has shape None"),
+        (other_channels, r"enter.weight has shape \(8, 4, 3, 3\), expected \(8, 6, 3, 3\)"),
+        (other_shape, r"enter.weight has shape \(8, 2, 3, 3\)"),
+        (lambda tensors, metadata: metadata.update(decoder="0"), "not trained on planes of the decoder"),
+        (lambda tensors, metadata: metadata.update(kind="avatar"), "holds 'avatar'"),
+    ],
+)
+def test_model_files_that_do_not_fit_are_one_line(trained, tmp_path, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        BaseModel.load(variant_of(trained, tmp_path / "changed", change))
+
+
+def test_a_model_that_was_cut_short_is_one_line(trained, tmp_path):
+    folder = variant_of(trained, tmp_path / "cut", lambda tensors, metadata: None)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cut short"):
+        BaseModel.load(folder)
+
+
+def test_mistakes_are_told(model, fitted, tmp_path):
+    with pytest.raises(CheckpointError, match=r"noise has shape \(1, 3, 5, 8, 8\)"):
+        model.sample(torch.zeros(1, 3, 5, 8, 8))
+    with pytest.raises(ConfigError, match="unknown sampler 'euler'"):
+        model.sample(model.noise(1, 0), sampler="euler")
+    with pytest.raises(ConfigError, match="0 sampling steps"):
+        model.sample(model.noise(1, 0), steps=0)
+    with pytest.raises(CheckpointError, match=r"4 channels, preset 'tiny' 5"):
+        wide = config()
+        train_base(fitted, replace(wide, triplane=replace(wide.triplane, channels=5)), tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match=r"decoder\.safetensors does not exist"):
+        train_base(empty, config(), tmp_path / "out")
+    FittedPlanes(fitted).decoder.save(empty / "decoder.safetensors")
+    with pytest.raises(DataError, match="no fitted planes"):
+        train_base(empty, config(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("train base --data NOWHERE --out OUT", "NOWHERE/decoder.safetensors does not exist"),
+        ("train base --data NOWHERE --out OUT --preset smal", "did you mean 'small'"),
+        ("sample NOWHERE --out OUT", "NOWHERE/model.safetensors does not exist"),
+        ("sample MODEL --out OUT --count 0", "count is 0"),
+        ("sample MODEL --out OUT --steps 0", "0 sampling steps"),
+        ("compare NOWHERE NOWHERE --train NOWHERE", "NOWHERE/decoder.safetensors does not exist"),
+        ("bench fit", "bench fit needs captures"),
+    ],
+)
+def test_the_command_line_says_it_in_one_line(trained, tmp_path, capsys, words, said):
+    names = {"NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out", "MODEL": trained}
+    argv = [str(names.get(word, word)) for word in words.split()]
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said.replace("NOWHERE", str(tmp_path / "nowhere")) in error
+
+
+def test_an_unknown_variant_is_refused_by_the_command_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["train", "base", "--data", "x", "--out", str(tmp_path), "--variant", "stacked"])
+    assert refused.value.code == 2 and "baseline" in capsys.readouterr().err
+
+
+def test_decoder_beside_the_model_is_that_of_the_planes(trained, fitted):
+    ours, theirs = SharedDecoder.load(trained / "decoder.safetensors"), FittedPlanes(fitted).decoder
+    assert fingerprint(ours.decoder) == fingerprint(theirs.decoder)
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_training_ends_with_the_same_weights(fitted, tmp_path):
+    """The real thing: the command, SIGKILL as soon as a checkpoint lies there, and the command again."""
+    flags = "--base.train.steps 60 --base.train.checkpoint-every 5 --base.train.preview-every 60 --base.train.batch 4"
+    tiny = "--base.unet.channels 8 16 --base.unet.blocks 1 --base.unet.attention 4 --triplane.channels 4"
+    command = [sys.executable, "-m", "minirodin", "train", "base", "--data", str(fitted), "--preset", "smoke"]
+    command += [*flags.split(), *tiny.split(), "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    running = subprocess.Popen([*command, str(tmp_path / "broken")])
+    while not (tmp_path / "broken" / "resume.safetensors").exists():
+        assert running.poll() is None
+    running.kill()
+    running.wait()
+    assert (tmp_path / "broken" / "resume.safetensors").exists()
+    subprocess.run([*command, str(tmp_path / "broken")], check=True)
+    whole, broken = (BaseModel.load(tmp_path / name, "cpu").network.state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
