@@ -55,8 +55,8 @@ from pathlib import Path
 from minirodin.evaluation import write_json
 out = Path(sys.argv[1])
 rows = [json.loads(p.read_text()) for p in sorted(out.glob("study-*.json"))]
-shared = {k: rows[0][k] for k in ("date", "commit", "device", "shared_steps", "steps")}
-write_json({**shared, "settings": [{k: v for k, v in r.items() if k not in shared} for r in rows]}, out / "fitting_study.json")
+shared = {k: rows[0][k] for k in ("date", "device", "shared_steps", "steps")}
+write_json({**shared, "commit": rows[0]["commit"], "settings": [{k: v for k, v in r.items() if k not in shared} for r in rows]}, out / "fitting_study.json")
 P
 }
 for stage in $stages; do

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results: python tools/results_table.py -->", "<!-- /results -->"
 
-ONE = "settings.one-size-plain.mean."
+ONE, NOISE = "settings.one-size-plain.mean.", "settings.one-size-from-noise.mean."
 # What is shown, the file, where in it, how, and what was aimed at. A row appears when its file exists.
 ROWS = (
     ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
@@ -22,6 +22,7 @@ ROWS = (
     ("ε-loss of the linear (Wiener) denoiser", "fitting.json", "wiener_eps_loss", "{:.4f}", "reported"),
     ("random rescaling (study), drawn at 64²", "fitting_study.json", "settings.chosen.mean.64.psnr", "{:.2f} dB", ""),
     ("fitted at 256² alone (study), drawn at 64²", "fitting_study.json", ONE + "64.psnr", "{:.2f} dB", "≥ 6 dB lower"),
+    ("the same, begun from noise", "fitting_study.json", NOISE + "64.psnr", "{:.2f} dB", "≥ 6 dB lower"),
     ("fitted at 256² alone (study), drawn at 256²", "fitting_study.json", ONE + "256.psnr", "{:.2f} dB", ""),
     ("fitting, amortised", "bench_fit.json", "seconds_per_subject", "{:.2f} s a subject", "≤ 3 s"),
     ("fitting, peak memory", "bench_fit.json", "fast.peak_memory_gb", "{:.1f} GiB", "≤ 16"),
@@ -29,6 +30,10 @@ ROWS = (
     ("fitting, decoded samples", "bench_fit.json", "fast.samples_per_second", "{:.3g} a second", ""),
     ("fitting, rays, plain PyTorch", "bench_fit.json", "plain.rays_per_second", "{:.3g} a second", ""),
     ("rendering at 256²", "bench_render.json", "fast.views_per_second", "{:.0f} views a second", "≥ 100"),
+    ("3D-aware convolution, 192 × 64², over plain", "bench_conv.json", "shapes.0.over_plain", "{:.2f} ×", "≤ 1.5"),
+    ("the paper's form of it, over ours", "bench_conv.json", "shapes.0.naive_over_aware", "{:.2f} ×", "≥ 3"),
+    ("3D-aware convolution, 64 × 256², over plain", "bench_conv.json", "shapes.1.over_plain", "{:.2f} ×", "≤ 1.5"),
+    ("the paper's form of it, over ours", "bench_conv.json", "shapes.1.naive_over_aware", "{:.2f} ×", "≥ 3"),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
 
@@ -42,8 +47,8 @@ def results_table(folder: Path = ROOT / "results") -> str:
         results = json.loads((folder / file).read_text(encoding="utf-8"))
         value = results
         for key in path.split("."):
-            if isinstance(value, list):  # of the study's settings
-                value = {row["setting"]: row for row in value}
+            if isinstance(value, list):  # the study's settings by name, others by their place
+                value = {row.get("setting", str(i)): row for i, row in enumerate(value)}
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             source = f"[{results['date']}, {results['commit'][:9]}](results/{file})"
