@@ -29,7 +29,7 @@ def demo_config() -> Config:
         render=replace(small.render, bins=96, samples=16, view_samples=32),
         fit=replace(
             small.fit,
-            **{"steps": 650, "group": 1, "rays": 1536, "grid_every": 25, "checkpoint_every": 100},
+            **{"steps": 850, "group": 1, "rays": 1536, "grid_every": 25, "checkpoint_every": 100},
             **{"resolutions": (128, 64), "resolution_weights": (0.6, 0.4)},
             # A third of the steps, and nothing is diffused afterwards: learn faster, smooth less.
             **{"detail_lr": 8e-3, "total_variation": 0.3, "plane_noise": 0.0},
