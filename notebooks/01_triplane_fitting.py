@@ -486,15 +486,15 @@ def fit(person, name, settings=config, decoder=None):
     return Avatar.load(scratch / name / person.name)
 
 
-guest = fit(stranger, "guest", decoder=shared)
+visitor = fit(stranger, "visitor", decoder=shared)
 views = [0, *stranger.held_out()[1]]
-both = [*photographs(stranger, views), *pictures_of(guest, stranger, views)]
+both = [*photographs(stranger, views), *pictures_of(visitor, stranger, views)]
 titles = ["front", *["held out"] * (len(views) - 1)]
 photo(show_images(both, titles, columns=len(views), width=7.5, title=f"{stranger.name}: photographs, then renders"))
 
 # %% tags=["check"]
-score = quality(guest, stranger)
-assert fingerprint(shared.decoder) == fingerprint(guest.decoder) == before and score > 20, score
+score = quality(visitor, stranger)
+assert fingerprint(shared.decoder) == fingerprint(visitor.decoder) == before and score > 20, score
 print(f"{score:.1f} dB with a decoder that never saw this person, after {config.fit.steps} steps")
 
 # %% [markdown]
@@ -506,7 +506,7 @@ print(f"{score:.1f} dB with a decoder that never saw this person, after {config.
 pretrained = SharedDecoder.load("../data_samples/pretrained/small/decoder.safetensors")
 channels = replace(config.triplane, channels=pretrained.config.triplane.channels)
 fluent = fit(stranger, "fluent", replace(config, triplane=channels, decoder=pretrained.config.decoder), pretrained)
-trio = [photographs(stranger, [0]), pictures_of(guest, stranger, [0]), pictures_of(fluent, stranger, [0])]
+trio = [photographs(stranger, [0]), pictures_of(visitor, stranger, [0]), pictures_of(fluent, stranger, [0])]
 titles = ["photograph", f"decoder of {len(crowd)} people", "decoder of 256 people"]
 photo(show_images([picture[0] for picture in trio], titles, width=6))
 
@@ -525,9 +525,9 @@ from minirodin.render import render_views
 front = newcomer.cameras[0].resized(pixels, pixels)
 few = config.render.samples
 blind = Occupancy.full(1, config.render.grid, "cpu")
-guided = guest.occupancy()
-many = render_views(guest.planes, guest.decoder, front, guided, 256, 128)
-drawn = [render_views(guest.planes, guest.decoder, front, o, config.render.bins, few) for o in (blind, guided)]
+guided = fluent.occupancy()
+many = render_views(fluent.planes, fluent.decoder, front, guided, 256, 128)
+drawn = [render_views(fluent.planes, fluent.decoder, front, o, config.render.bins, few) for o in (blind, guided)]
 loss = [float(psnr(to_rgb(d), to_rgb(many))) for d in drawn]
 titles = [f"{few} blind: {loss[0]:.1f} dB", f"{few} guided: {loss[1]:.1f} dB", "128 guided"]
 photo(show_images([*drawn[0], *drawn[1], *many], titles, width=6, title="the same planes, rendered with few samples"))
@@ -753,12 +753,13 @@ print(f"lost to noise of {noises[-1]}: {lost[0]:.1f} dB, but {lost[1]:.1f} dB wh
 # %%
 other = fit(crowd[0], "other", changed(seed=seed + 1))  # another initialisation, as on another machine
 swapped = Avatar(mine.planes, other.decoder, config)
+guest = fit(newcomer, "guest", decoder=shared)
 trio = {"own private decoder": mine, "the other's private decoder": swapped, "shared decoder": guest}
 shown = [pictures_of(avatar, newcomer, [0])[0] for avatar in trio.values()]
 photo(show_images(shown, list(trio), width=7.5))
 
 # %% tags=["check"]
-own, foreign, common = scores["all on"], quality(swapped, newcomer), score
+own, foreign, common = scores["all on"], quality(swapped, newcomer), quality(guest, newcomer)
 assert own - foreign > 8 and common - foreign > 8, (own, foreign, common)
 print(f"own {own:.1f} dB, swapped {foreign:.1f} dB, shared {common:.1f} dB")
 
@@ -887,7 +888,9 @@ figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6))
 for axis, points, chosen in zip(axes, (live, full), ("all on", "chosen"), strict=True):
     for name, (x, y) in points.items():
         axis.scatter(x, y, color=PALETTE[3 if name == chosen else 0], zorder=3)
-        axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        left = name == "one-size-plain"  # beside another point
+        place = {"xytext": (-5 if left else 5, 4), "ha": "right" if left else "left"}
+        axis.annotate(name, (x, y), textcoords="offset points", fontsize=7, **place)
     axis.set(xlabel="ε-loss of the planes", ylabel="held-out PSNR (dB)")
     axis.margins(x=0.25, y=0.1)
 axes[0].set(title=f"this run: preset {config.name}, one person")
