@@ -28,19 +28,25 @@ def naive_convolution() -> Iterator[None]:
         conv.aware_conv = fast
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call that leaves its work on the default device, after three to warm up."""
-    cuda, times = torch.cuda.is_available(), []
-    for i in range(repeats + 3):
-        if cuda:
-            torch.cuda.synchronize()
+def seconds(run: Callable[[], object], repeats: int, together: int = 10) -> float:
+    """Median time of a call, over `repeats` groups of `together` calls in a row, after one group to warm up.
+
+    On a GPU calls in a row overlap with their own launching, as steps of training do.
+    """
+    times = []
+    for _ in range(repeats + 1):
+        _wait()
         start = time.perf_counter()
-        run()
-        if cuda:
-            torch.cuda.synchronize()
-        if i >= 3:
-            times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+        for _ in range(together):
+            run()
+        _wait()
+        times.append((time.perf_counter() - start) / together)
+    return sorted(times[1:])[repeats // 2]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def matrix_rate(size: int = 8192) -> float:
@@ -48,10 +54,10 @@ def matrix_rate(size: int = 8192) -> float:
     device = _device()
     size = size if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, 20)
+    return 2 * size**3 / seconds(lambda: a @ b, 5)
 
 
-def bench_conv(repeats: int = 50) -> dict:
+def bench_conv(repeats: int = 7) -> dict:
     """Forward and backward of one 3×3 convolution C → C in bf16: plain, 3D-aware, and that as the paper words it."""
     device, rows = _device(), []
     shapes = SHAPES if device.type == "cuda" else ((1, 16, 32),)
@@ -84,7 +90,7 @@ def bench_conv(repeats: int = 50) -> dict:
     return {"shapes": rows}
 
 
-def bench_unet(config: Config, batch: int = 64, repeats: int = 10) -> dict:
+def bench_unet(config: Config, batch: int = 64, repeats: int = 3) -> dict:
     """One training step (forward, losses, backward, fused AdamW) of each variant, and of `aware` with the naive form.
 
     Model FLOPs are those of every matrix product and convolution of the forward pass as `FlopCounterMode` counts them,
@@ -119,7 +125,7 @@ def bench_unet(config: Config, batch: int = 64, repeats: int = 10) -> dict:
             start = time.perf_counter()
             step()
             first = time.perf_counter() - start
-            took = seconds(step, repeats)
+            took = seconds(step, repeats, together=10 if compiled else 1)
         results["variants"][name] = {
             "parameters": parameters,
             "forward_gflop": flops / 1e9,

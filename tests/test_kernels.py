@@ -1,4 +1,4 @@
-"""On a GPU: the Triton look-up against the plain PyTorch one, and a fit that is interrupted."""
+"""On a GPU: the Triton kernels against plain PyTorch, and a fit that is interrupted."""
 
 import pytest
 import torch
@@ -28,6 +28,32 @@ def test_kernel_equals_the_reference_with_gradients(channels, resolution):
         results.append((out.detach(), leaf.grad))
     for ours, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("channels, out, resolution", [(16, 32, 64), (24, 40, 33), (5, 7, 2)])
+def test_aware_convolution_equals_the_naive_form_with_gradients(
+    channels, out, resolution, dtype, tolerance, compiled, monkeypatch
+):
+    """Against float64; relative to the largest value, since sums over a line are long."""
+    from minirodin.conv import aware_conv, aware_conv_naive
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = ((6, channels, resolution, resolution), (out, 3 * channels, 3, 3), (out,))
+    given = [torch.randn(shape, device="cuda", generator=generator) for shape in shapes]
+    weights = torch.randn(6, out, resolution, resolution, device="cuda", generator=generator)
+    torch._dynamo.reset()
+    fast = torch.compile(aware_conv) if compiled else aware_conv
+    results = []
+    for conv, kind in ((aware_conv_naive, torch.float64), (fast, dtype)):
+        leaves = [value.to(dtype).to(kind).requires_grad_() for value in given]
+        y = conv(leaves[0].contiguous(memory_format=torch.channels_last), *leaves[1:])
+        gradients = torch.autograd.grad(y, leaves, weights.to(dtype).to(kind))
+        results.append([y.detach().double(), *(g.double() for g in gradients)])
+    for ours, expected in zip(results[1], results[0], strict=True):
+        assert (ours - expected).abs().max() < tolerance * expected.abs().max()
 
 
 def test_a_fit_on_the_gpu_goes_on_from_its_checkpoint():
