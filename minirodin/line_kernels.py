@@ -1,4 +1,4 @@
-"""Triton kernels for the lines of the 3D-aware convolution on CUDA: sums along both axes in one reading, and the way back.
+"""Triton kernels for the lines of the 3D-aware convolution on CUDA: sums along both axes at once, and the way back.
 
 `conv.line_sums` and `conv.add_lines` say what they compute, in plain PyTorch; tests compare. Maps are channels-last, so
 that a program reads whole texels.

@@ -499,8 +499,8 @@ print(f"{score:.1f} dB with a decoder that never saw this person, after {config.
 
 # %% [markdown]
 # The shape is there, the colours are not: **a frozen decoder can only say what it learned to say**, and a crowd this
-# small had no words for such a shirt. In the box is a decoder that was learned from 256 people. The same person, as many
-# steps, under that one (not everybody gains in so few steps: try `people[6]`, whose blacks take longer):
+# small had no words for such a shirt. In the box is a decoder that was learned from 256 people. The same person, as
+# many steps, under that one (not everybody gains in so few steps: try `people[6]`, whose blacks take longer):
 
 # %%
 pretrained = SharedDecoder.load("../data_samples/pretrained/small/decoder.safetensors")

@@ -103,7 +103,8 @@ def test_statistics_are_those_of_the_training_planes(fitted, model):
 def test_a_longer_training_learns(fitted, tmp_path):
     planes, _ = load_planes(fitted, 8)
     short = train_base(fitted, config(), tmp_path / "a", show_progress=False)
-    long = train_base(fitted, config(steps=200, lr=1e-2, log_every=50, preview_every=200, checkpoint_every=200), tmp_path / "b", show_progress=False)
+    settings = {"steps": 200, "lr": 1e-2, "log_every": 50, "preview_every": 200, "checkpoint_every": 200}
+    long = train_base(fitted, config(**settings), tmp_path / "b", show_progress=False)
     assert validation_loss(long, planes) < 0.6 * validation_loss(short, planes)
 
 

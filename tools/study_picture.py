@@ -1,4 +1,4 @@
-"""The trade of fitting_study.json as a picture: fidelity of the planes at two sizes against how easily they are diffused.
+"""The trade of fitting_study.json as a picture: fidelity of planes at two sizes against how easily they are diffused.
 
     python tools/study_picture.py --out results/fitting_study.png
 """
