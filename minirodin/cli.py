@@ -52,10 +52,12 @@ def fit(
         decoder: decoder.safetensors of an earlier fit, whose domain the new planes must share; it is not changed.
     """
     load_preset(preset)  # a misspelt one is told here, with the nearest name
+    import torch
+
     from minirodin.fitting import fit_subjects
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else None
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     fitted = fit_subjects(data, config, out, decoder=decoder, device=device, rank=rank, world_size=world_size)
     print(f"{len(fitted)} subjects in {out}; see one with: minirodin render {out / fitted.names[0]} --out view.png")
 
@@ -139,7 +141,8 @@ def train(
 
     config = dataclasses.replace(config, base=config.base.of_variant(variant))
     train_base(data, config, out, validation)
-    print(f"{out}; sample it with: minirodin sample {out} --out {out / 'samples'}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{out}; sample it with: minirodin sample {out} --out {out / 'samples'}")
 
 
 def sample(

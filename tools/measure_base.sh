@@ -4,6 +4,7 @@
 # people: TRAIN + VALIDATION people of VIEWS views; fit: their planes at 64² under DECODER; train: VARIANTS for STEPS steps each,
 # same data and seeds; sample: COUNT people of each variant, their sheets, and how they compare with validation people;
 # steps: samplers and numbers of steps of the last variant; collect: one JSON. PRESET, FIT_FLAGS, TRAIN_FLAGS, PYTHON change the rest.
+# Several GPUs share the groups of people, then the variants.
 set -uo pipefail
 out=$1; shift
 stages=${*:-people fit train sample steps collect}
@@ -14,7 +15,17 @@ variants=(${VARIANTS:-baseline rollout aware})
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
+gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}; [ "$gpus" -gt 0 ] || gpus=1
 minirodin() { "$python" -m minirodin "$@"; }
+each() {  # COMMAND WORD…: COMMAND WORD for every word, as many at once as there are GPUs, one on each
+  local command=$1 word i=0 failed=0 pids=(); shift
+  for word in "$@"; do
+    (export CUDA_VISIBLE_DEVICES=$((i % gpus)); $command "$word") & pids+=($!); i=$((i + 1))
+    if [ $((i % gpus)) = 0 ]; then for pid in "${pids[@]}"; do wait "$pid" || failed=1; done; pids=(); fi
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  return $failed
+}
 say() { echo "[$SECONDS s] $*"; }
 
 people() {
@@ -23,33 +34,28 @@ people() {
 }
 fit() {
   for kind in train validation; do
-    minirodin fit "$runs/people/$kind" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/$kind" || return
+    "$python" -m torch.distributed.run --nproc-per-node "$gpus" -m minirodin fit "$runs/people/$kind" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/$kind" || return
     say "fitted $kind"
   done
   minirodin evaluate "$runs/fitted/validation" "$runs/people/validation" --limit 32 --out "$out/base_planes.json"
 }
-train() {
-  for variant in "${variants[@]}"; do
-    minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --variant "$variant" --preset "$preset" \
-      --out "$runs/$variant" ${TRAIN_FLAGS:-} || return
-    cp "$runs/$variant/log.csv" "$out/log-$variant.csv"; say "trained $variant"
-  done
+train_one() {
+  minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --variant "$1" --preset "$preset" \
+    --out "$runs/$1" ${TRAIN_FLAGS:-} && cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
 }
-sample() {
-  for variant in "${variants[@]}"; do
-    minirodin sample "$runs/$variant" --count "$count" --steps 50 --seed 0 --out "$runs/samples/$variant" &&
-      minirodin compare "$runs/samples/$variant" "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/compare-$variant.json" || return
-    cp "$runs/samples/$variant/sheet.png" "$out/sheet-$variant.png"; say "sampled $variant"
-  done
+train() { each train_one "${variants[@]}"; }
+sample_one() {
+  minirodin sample "$runs/$1" --count "$count" --steps 50 --seed 0 --out "$runs/samples/$1" &&
+    minirodin compare "$runs/samples/$1" "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/compare-$1.json" &&
+    cp "$runs/samples/$1/sheet.png" "$out/sheet-$1.png" && say "sampled $1"
 }
-steps() {
-  local variant=${variants[-1]} way
-  for way in ancestral-250 ancestral-50 ddim-50 ddim-20 dpm++-20 dpm++-10; do
-    minirodin sample "$runs/$variant" --count "$count" --sampler "${way%-*}" --steps "${way#*-}" --out "$runs/samples/$way" &&
-      minirodin compare "$runs/samples/$way" "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/steps-$way.json" || return
-    say "sampled $way"
-  done
+sample() { each sample_one "${variants[@]}"; }
+way_one() {
+  minirodin sample "$runs/${variants[-1]}" --count "$count" --sampler "${1%-*}" --steps "${1#*-}" --out "$runs/samples/$1" &&
+    minirodin compare "$runs/samples/$1" "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/steps-$1.json" &&
+    say "sampled $1"
 }
+steps() { each way_one ancestral-250 ancestral-50 ddim-50 ddim-20 dpm++-20 dpm++-10; }
 collect() {
   "$python" - "$out" <<'P'
 import csv, json, sys
