@@ -12,6 +12,7 @@ from PIL import Image
 
 from minirodin import cli, demo, doctor
 from minirodin.pipeline import Avatar
+from minirodin.shards import FittedPlanes
 
 
 def python(code: str) -> tuple[str, float]:
@@ -146,3 +147,15 @@ def test_interrupt_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "report", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "interrupted: the same command goes on where it stopped\n"
+
+
+def test_fit_as_torchrun_starts_it_where_there_is_no_gpu(fitted, captures, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    flags = "--triplane.channels 4 --triplane.resolution 16 --triplane.base-resolution 8 --fit.rays 16 --fit.steps 2"
+    sizes = "--fit.resolutions 16 --fit.resolution-weights 1.0"
+    decoder = ["--decoder", str(fitted / "decoder.safetensors")]
+    argv = ["fit", str(captures), "--preset", "smoke", "--out", str(tmp_path), *decoder, *flags.split(), *sizes.split()]
+    assert cli.main(argv) == 0
+    assert sorted(FittedPlanes(tmp_path).names) == ["one", "two"]
