@@ -1,5 +1,6 @@
 """Pictures for notebooks and contact sheets, in one restrained style: few colours, readable labels, small files."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,16 @@ def show_curves(
             axis.legend()
     plt.close(figure)
     return figure
+
+
+def photo(figure: Figure, quality: int = 90):
+    """A figure as a JPEG for a notebook (an IPython `Image`): pictures of people take a fifth of what PNG needs."""
+    from IPython.display import Image as Shown
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": quality})
+    plt.close(figure)
+    return Shown(buffer.getvalue(), format="jpeg")
 
 
 def save_curves(curves: dict[str, tuple], path: str | Path, **labels) -> None:

@@ -47,13 +47,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython import display
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes
 
 from minirodin import Capture, DataError, load_capture, preset
-from minirodin.plots import PALETTE, STYLE, show_images
+from minirodin.plots import PALETTE, STYLE, photo, show_images
 
 # %% tags=["parameters"]
 preset_name = os.environ.get("MINIRODIN_PRESET", "smoke")
@@ -63,15 +62,6 @@ seed = 165  # of the person who is made live
 # %matplotlib inline
 config = preset(preset_name)
 plt.rcParams.update(STYLE)
-
-
-def photo(figure, quality=88):
-    """A figure as JPEG: pictures of people take a fifth of what PNG needs."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": quality})
-    plt.close(figure)
-    return display.Image(buffer.getvalue(), format="jpeg")
-
 
 # %% [markdown]
 # ## 1 What a subject is

@@ -34,7 +34,6 @@
 # 1 query · 2 decoder · 3 rendering · 4 fitting · 5 regularisers · 6 one domain for all · 7 what planes look like
 
 # %%
-import io
 import json
 import math
 import os
@@ -46,12 +45,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython import display
 from PIL import Image
 from torch import nn
 
 from minirodin import Avatar, fit_subjects, load_capture, preset
-from minirodin.plots import PALETTE, STYLE, show_curves, show_images
+from minirodin.plots import PALETTE, STYLE, photo, show_curves, show_images
 
 # %% tags=["parameters"]
 preset_name = os.environ.get("MINIRODIN_PRESET", "smoke")
@@ -63,15 +61,6 @@ config = replace(config, fit=replace(config.fit, seed=seed))
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.manual_seed(seed)
 plt.rcParams.update(STYLE)
-
-
-def photo(figure, quality=90):
-    """A figure as JPEG: pictures of people take a fifth of what PNG needs."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": quality})
-    plt.close(figure)
-    return display.Image(buffer.getvalue(), format="jpeg")
-
 
 # %% [markdown]
 # ## 1 The query (E1)

@@ -48,12 +48,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import reduce
-from IPython import display
 from PIL import Image
 from torch import nn
 
 from minirodin import Avatar, preset
-from minirodin.plots import PALETTE, STYLE, show_curves, show_images, to_array
+from minirodin.plots import PALETTE, STYLE, photo, show_curves, show_images, to_array
 
 # %% tags=["parameters"]
 preset_name = os.environ.get("MINIRODIN_PRESET", "smoke")
@@ -64,15 +63,6 @@ config = preset(preset_name)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.manual_seed(seed)
 plt.rcParams.update(STYLE)
-
-
-def photo(figure, quality=90):
-    """A figure as JPEG: pictures of people take a fifth of what PNG needs."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": quality})
-    plt.close(figure)
-    return display.Image(buffer.getvalue(), format="jpeg")
-
 
 # %% [markdown]
 # ## 1 A stick in a box

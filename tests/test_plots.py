@@ -1,9 +1,12 @@
 """Pictures: conversions to the byte, places on a sheet, which way up planes are; and a bar that can be quiet."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minirodin import plots
 from minirodin.progress import progress
@@ -68,3 +71,11 @@ def test_progress_can_be_quiet(capsys, monkeypatch):
     bar.close()
     err = capsys.readouterr().err
     assert "fitting" in err and "4/4" in err and "psnr=30.1" in err
+
+
+def test_a_photo_is_a_jpeg_of_the_figure_in_its_size():
+    pytest.importorskip("IPython")
+    figure = plots.show_curves({"line": ([0, 1], [0, 1])}, width=3)
+    shown = plots.photo(figure)
+    picture = Image.open(io.BytesIO(shown.data))
+    assert picture.format == "JPEG" and picture.size == (300, 180)
