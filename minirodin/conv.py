@@ -89,13 +89,15 @@ def add_lines(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         from minirodin import line_kernels
 
         return line_kernels.add_lines(x, rows.transpose(2, 3), columns.transpose(2, 3))
-    return x + _repeat(rows, x.shape[-1]) + _repeat(columns, x.shape[-2]).transpose(2, 3)
+    return _spread(_spread(x, rows, 3), columns, 2)
 
 
-def _repeat(line: Tensor, size: int) -> Tensor:
-    """Lay (N, 3, D, R) out along a new last axis: the first place, size − 2 inner ones, the last."""
-    first, inner, last = line[..., None].unbind(1)
-    return torch.cat([first, inner.expand(*inner.shape[:-1], size - 2), last], dim=-1)  # (N, D, R, size)
+def _spread(x: Tensor, lines: Tensor, dim: int) -> Tensor:
+    """Add lines (N, 3, D, R) to maps: one to the first place of `dim`, one to all inner places, one to the last."""
+    first, inner, last = (line.unsqueeze(dim) for line in lines.unbind(1))
+    size = x.shape[dim]
+    parts = x.narrow(dim, 0, 1) + first, x.narrow(dim, 1, size - 2) + inner, x.narrow(dim, size - 1, 1) + last
+    return torch.cat(parts, dim)
 
 
 class AwareConv2d(nn.Conv2d):
