@@ -15,7 +15,15 @@ from minirodin.pipeline import Avatar, to_rgb
 from minirodin.plots import contact_sheet
 from minirodin.progress import progress
 from minirodin.sampling import SAMPLERS, Callback, clamp
-from minirodin.shards import FittedPlanes, SharedDecoder, config_from, fingerprint, read_tensors
+from minirodin.shards import (
+    FittedPlanes,
+    SharedDecoder,
+    check_one_decoder,
+    config_from,
+    fingerprint,
+    load_weights,
+    read_tensors,
+)
 from minirodin.training import Trainer
 from minirodin.triplane import plane_statistics, resize_planes, standardise, unstandardise
 from minirodin.unet import UNet
@@ -51,16 +59,10 @@ class BaseModel:
             raise CheckpointError(f"{path} was not trained on planes of the decoder beside it")
         if missing := [key for key in ("mean", "std") if key not in tensors]:
             raise CheckpointError(f"{path} lacks the planes' statistics ({missing[0]}): train it again")
-        network = build_unet(config.base, config)
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-        given = {k: tuple(v.shape) for k, v in weights.items()}
-        if wanted != given:
-            key = next(k for k in {**wanted, **given} if wanted.get(k) != given.get(k))
-            raise CheckpointError(f"{path}: {key} has shape {given.get(key)}, expected {wanted.get(key)}")
-        network.load_state_dict(weights)
+        network = load_weights(build_unet(config.base, config), weights, path, "network")
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(network.eval().requires_grad_(False), shared, config, tensors["mean"], tensors["std"]).to(device)
+        return cls(network, shared, config, tensors["mean"], tensors["std"]).to(device)
 
     def to(self, device: str | torch.device) -> "BaseModel":
         """Move to a device, in place."""
@@ -86,7 +88,6 @@ class BaseModel:
         sampler: str = "dpm++",
         seed: int = 0,
         callback: Callback | None = None,
-        bf16: bool | None = None,
     ) -> Tensor:
         """Planes of new people.
 
@@ -96,7 +97,6 @@ class BaseModel:
             sampler: ancestral | ddim | dpm++.
             seed: of the noise that `ancestral` adds.
             callback: as in `sampling`; sees standardised planes.
-            bf16: run the network in bfloat16; default on a GPU.
 
         Returns:
             (B, 3, C, R, R) on the decoder's scale, inside the range that fitted planes have.
@@ -113,9 +113,8 @@ class BaseModel:
         limits = (torch.full((len(self.mean), 1, 1), value, device=device) for value in (-limit, limit))
         bounds = (standardise(value, self.mean, self.std) for value in limits)
         generator = torch.Generator(device).manual_seed(seed)
-        enabled = device.type == "cuda" if bf16 is None else bf16
         grid = self.diffusion.grid(steps, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             denoise = self.diffusion.denoiser(self.network)
             x0 = SAMPLERS[sampler](denoise, noise, grid, generator, callback, clamp(*bounds))
         return unstandardise(x0.float(), self.mean, self.std)
@@ -169,6 +168,8 @@ def train_base(
     if t.channels != given.channels:
         raise CheckpointError(f"{data} has planes of {t.channels} channels, preset {config.name!r} {given.channels}")
     config = replace(shared.config, name=config.name, base=config.base)  # the rest is as the planes were fitted
+    if validation:
+        check_one_decoder(FittedPlanes(data), FittedPlanes(validation))
     planes, names = load_planes(data, t.base_resolution)
     mean, std = plane_statistics(planes)
     std = std.clamp_min(1e-4)  # a channel that nothing uses stays silent

@@ -23,7 +23,7 @@ from minirodin.metrics import image_metrics, spectral_share, wiener_eps_loss
 from minirodin.perceptual import FeatureNetwork, feature_network, perceptual_distance
 from minirodin.pipeline import Avatar, to_rgb
 from minirodin.progress import progress
-from minirodin.shards import FittedPlanes
+from minirodin.shards import FittedPlanes, check_one_decoder
 from minirodin.triplane import resize_planes
 
 BASE = 64  # the size at which the base diffusion model sees planes
@@ -126,6 +126,7 @@ def compare(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sets = {"samples": FittedPlanes(samples), "real": FittedPlanes(real), "train": FittedPlanes(train)}
+    check_one_decoder(*sets.values())
     shared, network = sets["train"].decoder, feature_network(device)
     resolution = sets["samples"].planes(sets["samples"].names[0]).shape[-1] if len(sets["samples"]) else 0
     count = min(len(sets["samples"]), len(sets["real"]))

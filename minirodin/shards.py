@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
@@ -58,16 +58,27 @@ def config_from(metadata: dict[str, str], path: Path) -> Config:
 
 def build_decoder(config: Config, weights: dict[str, Tensor], path: Path) -> TriplaneDecoder:
     """A decoder with these weights; their names and shapes must be those of the config."""
-    decoder = TriplaneDecoder(config.triplane.channels, config.decoder)
-    wanted = {key: tuple(value.shape) for key, value in decoder.state_dict().items()}
+    return load_weights(TriplaneDecoder(config.triplane.channels, config.decoder), weights, path, "decoder")
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, what: str) -> nn.Module:
+    """The network with these weights, frozen; raises `CheckpointError` for other names or shapes, or NaN."""
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in weights.items()}
     if wanted != given:
         key = next(k for k in {**wanted, **given} if wanted.get(k) != given.get(k))
-        raise CheckpointError(f"{path}: decoder weight {key} has shape {given.get(key)}, expected {wanted.get(key)}")
+        raise CheckpointError(f"{path}: {what} weight {key} has shape {given.get(key)}, expected {wanted.get(key)}")
     if not all(value.isfinite().all() for value in weights.values()):
-        raise CheckpointError(f"{path}: the decoder's weights hold NaN or infinite values")
-    decoder.load_state_dict({key: value.float() for key, value in weights.items()})
-    return decoder.eval().requires_grad_(False)
+        raise CheckpointError(f"{path}: the {what}'s weights hold NaN or infinite values")
+    network.load_state_dict({key: value.float() for key, value in weights.items()})
+    return network.eval().requires_grad_(False)
+
+
+def check_one_decoder(*folders: "FittedPlanes") -> None:
+    """Raise `CheckpointError` unless all these planes were fitted to one decoder (E5a)."""
+    if len(set().union(*(folder.decoders for folder in folders))) > 1:
+        names = ", ".join(str(folder.folder) for folder in folders)
+        raise CheckpointError(f"planes of different decoders do not compare: {names}; fit them with one --decoder")
 
 
 def fingerprint(decoder: TriplaneDecoder) -> str:

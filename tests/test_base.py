@@ -17,6 +17,7 @@ from minirodin.base import BaseModel, load_planes, sample_people, train_base, va
 from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfig
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.evaluation import compare
+from minirodin.fitting import fit_subjects
 from minirodin.pipeline import Avatar
 from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
 
@@ -171,6 +172,7 @@ def other_shape(tensors, metadata):
         (drop("mean"), r"statistics \(mean\)"),
         (drop("std"), r"statistics \(std\)"),
         (drop("network.enter.bias"), "enter.bias has shape None"),
+        (lambda tensors, metadata: tensors["network.enter.bias"].fill_(float("nan")), "NaN or infinite"),
         (other_channels, r"enter.weight has shape \(8, 4, 3, 3\), expected \(8, 6, 3, 3\)"),
         (other_shape, r"enter.weight has shape \(8, 2, 3, 3\)"),
         (lambda tensors, metadata: metadata.update(decoder="0"), "not trained on planes of the decoder"),
@@ -180,6 +182,14 @@ def other_shape(tensors, metadata):
 def test_model_files_that_do_not_fit_are_one_line(trained, tmp_path, change, said):
     with pytest.raises(CheckpointError, match=said):
         BaseModel.load(variant_of(trained, tmp_path / "changed", change))
+
+
+def test_planes_of_another_decoder_are_refused(fitted, captures, tmp_path):
+    other = fit_subjects(captures, tiny_config(shared_steps=2, seed=1), tmp_path, device="cpu", show_progress=False)
+    with pytest.raises(CheckpointError, match="planes of different decoders"):
+        train_base(fitted, config(), tmp_path / "out", validation=other.folder)
+    with pytest.raises(CheckpointError, match="planes of different decoders"):
+        compare(fitted, other.folder, fitted, "cpu", False)
 
 
 def test_a_model_that_was_cut_short_is_one_line(trained, tmp_path):

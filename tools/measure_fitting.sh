@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures everything that results/ says of fitting, in stages that can run one at a time:
-#   tools/measure_fitting.sh OUT [people] [fit] [bench] [study] [collect]     (default: all; preset small, about 20 minutes on an H100)
+#   tools/measure_fitting.sh OUT [people] [fit] [bench] [study] [collect]     (default: all; preset small, H200: eleven minutes and two a setting)
 # people: their rate; fit: shared decoder, validation fits, evaluation, pictures; bench: rates of fitting and rendering;
 # study: the settings of tools/fitting_study.py, JOBS at a time; collect: one file of the study.
 # PRESET, TRAIN, VALIDATION, STUDY (subjects), SETTINGS, JOBS and PYTHON change what runs; a run that was cut goes on.
