@@ -12,15 +12,17 @@ Each setting leaves OUT/NAME.json; `--only` picks settings.
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import tyro
 
+from minirodin.cameras import find_captures
 from minirodin.config import Config, preset
 from minirodin.evaluation import evaluate, provenance, write_json
 from minirodin.fitting import fit_subjects
 
 
 def settings(base: Config) -> dict[str, Config]:
-    """Every setting by name; each differs from `chosen` in what its name says."""
+    """Every setting by name; each differs from `chosen` in what its name says. `private-…`: a decoder a person."""
 
     def fit(**changes) -> Config:
         return replace(base, fit=replace(base.fit, **changes))
@@ -46,7 +48,27 @@ def settings(base: Config) -> dict[str, Config]:
         "noise-none": fit(plane_noise=0.0),
         "noise-x3": fit(plane_noise=3 * noise),
         "density-d2": replace(base, decoder=replace(base.decoder, density_scale=base.decoder.density_scale / 2)),
+        # Each person with a decoder of their own, which nobody else's planes keep from becoming as sharp as it likes.
+        "private-rescaled": fit(total_variation=smooth / 100),
+        "private-one-size": fit(**one_size, **plain),
     }
+
+
+def fit_shared(train: Path, validation: Path, config: Config, sizes: tuple[int, ...], out: Path) -> dict:
+    """A decoder of the training people, and validation people under it."""
+    fit_subjects(train, config, out / "shared")
+    fit_subjects(validation, config, out / "fitted", decoder=out / "shared" / "decoder.safetensors")
+    return evaluate(out / "fitted", validation, resolutions=sizes)
+
+
+def fit_private(validation: Path, config: Config, sizes: tuple[int, ...], out: Path, people: int = 4) -> dict:
+    """The first validation people, each with a decoder of its own; PSNR is averaged over them."""
+    results = []
+    for folder in find_captures(validation)[:people]:
+        fitted = fit_subjects(folder, config, out / folder.name).folder
+        results.append(evaluate(fitted, folder, resolutions=sizes))
+    psnr = {str(r): {"psnr": float(np.mean([x["mean"][str(r)]["psnr"] for x in results]))} for r in sizes}
+    return {"subjects": len(results), "views": sum(x["views"] for x in results), "mean": psnr}
 
 
 def main(
@@ -73,10 +95,11 @@ def main(
     for name, config in settings(base).items():
         if only and name not in only:
             continue
-        fit_subjects(train, config, out / name / "shared")
-        fit_subjects(validation, config, out / name / "fitted", decoder=out / name / "shared" / "decoder.safetensors")
-        result = evaluate(out / name / "fitted", validation, resolutions=base.fit.resolutions)
-        result.pop("per_subject")
+        if name.startswith("private"):
+            result = fit_private(validation, config, base.fit.resolutions, out / name)
+        else:
+            result = fit_shared(train, validation, config, base.fit.resolutions, out / name)
+        result.pop("per_subject", None)
         budget = {"shared_steps": shared_steps, "steps": steps}
         write_json({**provenance(), "setting": name, **budget, **result}, out / f"{name}.json")
         print(name, {size: round(m["psnr"], 2) for size, m in result["mean"].items()}, flush=True)

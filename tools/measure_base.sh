@@ -17,14 +17,8 @@ export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
 gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}; [ "$gpus" -gt 0 ] || gpus=1
 minirodin() { "$python" -m minirodin "$@"; }
-each() {  # COMMAND WORD…: COMMAND WORD for every word, as many at once as there are GPUs, one on each
-  local command=$1 word i=0 failed=0 pids=(); shift
-  for word in "$@"; do
-    (export CUDA_VISIBLE_DEVICES=$((i % gpus)); $command "$word") & pids+=($!); i=$((i + 1))
-    if [ $((i % gpus)) = 0 ]; then for pid in "${pids[@]}"; do wait "$pid" || failed=1; done; pids=(); fi
-  done
-  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-  return $failed
+each() {  # COMMAND WORD…: COMMAND WORD for every word, the next on whichever GPU is free
+  printf '%s\n' "${@:2}" | xargs -P "$gpus" -I{} --process-slot-var=CUDA_VISIBLE_DEVICES bash -c "$1 {}"
 }
 say() { echo "[$SECONDS s] $*"; }
 
@@ -41,7 +35,7 @@ fit() {
 }
 train_one() {
   minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --variant "$1" --preset "$preset" \
-    --out "$runs/$1" ${TRAIN_FLAGS:-} && cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
+    --out "$runs/$1" $TRAIN_FLAGS && cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
 }
 train() { each train_one "${variants[@]}"; }
 sample_one() {
@@ -51,7 +45,7 @@ sample_one() {
 }
 sample() { each sample_one "${variants[@]}"; }
 way_one() {
-  minirodin sample "$runs/${variants[-1]}" --count "$count" --sampler "${1%-*}" --steps "${1#*-}" --out "$runs/samples/$1" &&
+  minirodin sample "$runs/$last" --count "$count" --sampler "${1%-*}" --steps "${1#*-}" --out "$runs/samples/$1" &&
     minirodin compare "$runs/samples/$1" "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/steps-$1.json" &&
     say "sampled $1"
 }
@@ -73,6 +67,8 @@ first = next(iter(files.values()))
 write_json({**{k: first[k] for k in ("date", "commit", "device")}, "variants": variants, "samplers": ways}, out / "base_ablation.json")
 P
 }
+export -f minirodin say train_one sample_one way_one
+export out runs python preset count TRAIN_FLAGS=${TRAIN_FLAGS:-} last=${variants[-1]}
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"
