@@ -172,15 +172,15 @@ def sample(
 
 
 def compare(
-    samples: Positional[Path],
-    real: Positional[Path],
+    samples: Positional[list[Path]],
+    real: Path,
     train: Path,
     out: Path | None = None,
 ) -> None:
     """Compare generated people with fitted ones: Fréchet distance, precision, recall, copies, what floats; JSON.
 
     Args:
-        samples: folder that `minirodin sample` wrote.
+        samples: folders that `minirodin sample` wrote.
         real: folder of fitted people that the model did not learn from.
         train: folder of those that it learned from.
         out: file for the numbers; they are always printed.

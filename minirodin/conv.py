@@ -15,14 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def line_sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the columns and over the rows: (N, C, H, W) → one value a row (N, C, H), one a column (N, C, W)."""
+def line_sums(x: Tensor) -> Tensor:
+    """Sums of the rows and of the columns of (N, C, R, R): (2, N, R, C), float32 or better on a GPU."""
     if x.is_cuda and x.dtype != torch.float64:
         from minirodin import line_kernels
 
-        rows, columns = line_kernels.line_sums(x)  # (N, H, C), (N, W, C), both in one reading of x
-        return rows.transpose(1, 2), columns.transpose(1, 2)
-    return x.sum(-1), x.sum(-2)
+        return line_kernels.line_sums(x)  # both in one reading of x
+    return torch.stack([x.sum(3), x.sum(2)]).transpose(2, 3)
 
 
 def pooled_neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +33,7 @@ def pooled_neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `down` (B·3, C, R) indexed by the rows of each plane, and `across` (B·3, C, R) by its columns.
     """
-    rows, columns = (rearrange(sums / x.shape[-1], "(b k) c r -> b k c r", k=3) for sums in line_sums(x))
+    rows, columns = rearrange(line_sums(x) / x.shape[-1], "two (b k) r c -> two b k c r", k=3).to(x.dtype)
     return columns.roll(-1, dims=1).flatten(0, 1), rows.roll(1, dims=1).flatten(0, 1)  # of plane k+1, of plane k−1
 
 
@@ -64,31 +63,35 @@ def aware_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for the lines as well
     own, for_down, for_across = weight.chunk(3, dim=1)  # (D, C, 3, 3) each
-    down, across = (line.to(x.dtype) for line in pooled_neighbours(x))
-    rows, columns = _line_conv(down, for_down), _line_conv(across, for_across.transpose(2, 3))  # (B·3, 3, D, R)
-    return add_lines(F.conv2d(x, own, bias, padding=1), rows, columns)
+    lines = torch.stack(pooled_neighbours(x)).transpose(2, 3)  # (2, B·3, R, C)
+    lines = _line_conv(lines, torch.stack([for_down, for_across.transpose(2, 3)]))
+    return add_lines(F.conv2d(x, own, bias, padding=1), lines)
 
 
-def _line_conv(line: Tensor, weight: Tensor) -> Tensor:
-    """Convolve (N, C, R) by (D, C, 3, 3) summed over its last axis: as it is at the first, an inner, the last place."""
-    kernels = torch.stack([weight[..., 1:].sum(-1), weight.sum(-1), weight[..., :-1].sum(-1)])  # (3, D, C, 3)
-    taps = F.pad(line, (1, 1)).unfold(2, 3, 1)  # (N, C, R, 3)
+def _line_conv(lines: Tensor, weight: Tensor) -> Tensor:
+    """Convolve (2, N, R, C) by (2, D, C, 3, 3) summed over its last axis: (2, N, R, 3, D).
+
+    The three results are for texels in the first, an inner, the last place of the line.
+    """
+    kernels = torch.stack([weight[..., 1:].sum(-1), weight.sum(-1), weight[..., :-1].sum(-1)])  # (3, 2, D, C, 3)
+    kernels = rearrange(kernels, "place two d c tap -> two (tap c) (place d)").to(lines.dtype)
+    padded = F.pad(lines, (0, 0, 1, 1))  # (2, N, R + 2, C)
+    taps = torch.cat([padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]], dim=-1)  # (2, N, R, 3C)
     # A matrix product: quicker than `conv1d` on so little.
-    return torch.einsum("ncrt,pdct->npdr", taps, kernels)
+    return (taps.flatten(1, 2) @ kernels).view(*lines.shape[:3], 3, -1)
 
 
-def add_lines(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Add to each texel what its row and its column contribute.
+def add_lines(x: Tensor, lines: Tensor) -> Tensor:
+    """Add to each texel of (N, D, R, R) what its row and its column contribute.
 
     Args:
-        x: (N, D, H, W).
-        rows: (N, 3, D, H), for texels of the first, an inner, the last column.
-        columns: (N, 3, D, W), for texels of the first, an inner, the last row.
+        lines: (2, N, R, 3, D), of the rows for texels in the first, an inner, the last column; then of the columns.
     """
     if x.is_cuda and x.dtype != torch.float64:
         from minirodin import line_kernels
 
-        return line_kernels.add_lines(x, rows.transpose(2, 3), columns.transpose(2, 3))
+        return line_kernels.add_lines(x, lines)
+    rows, columns = rearrange(lines, "two n r place d -> two n place d r")
     return _spread(_spread(x, rows, 3), columns, 2)
 
 

@@ -100,60 +100,67 @@ AZIMUTHS, ELEVATION, PICTURE = (0.0, 40.0, 180.0, 290.0), 8.0, 224  # how every 
 
 
 def compare(
-    samples: str | Path,
+    samples: str | Path | list[str | Path],
     real: str | Path,
     train: str | Path,
     device: str | None = None,
     show_progress: bool = True,
 ) -> dict:
-    """How good a set of generated people is, each number beside that of real people it was not made from.
+    """How good sets of generated people are, each number beside that of real people they were not made from.
 
     Everybody is rendered from the same four views at the plane size of the samples. Distances are between features of
     these renders, so that nothing is asked of the decoder that fitted planes do not show.
 
     Args:
-        samples: folder of generated planes (`base.sample_people`).
+        samples: folder, or folders, of generated planes (`base.sample_people`).
         real: folder of fitted people that the model did not see.
         train: folder of those that it learned from.
 
     Returns:
-        JSON-able: `network`, and for `samples` and `real` the Fréchet distance to the training set (at equal numbers of
-        people), precision, recall and coverage of it, `memorisation` (median and least), `floating`, `wall`
-        (`generation_metrics.free_space_density`) and `disagreement` of the planes.
+        JSON-able: `network`, and for `real` and each of `samples` (by the folder's name) the Fréchet distance to the
+        training set (at equal numbers of people), precision, recall and coverage of it, `memorisation` (median and
+        least), `floating`, `wall` (`generation_metrics.free_space_density`) and `disagreement` of the planes.
 
     Raises:
         DataError: a set is too small to be measured.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sets = {"samples": FittedPlanes(samples), "real": FittedPlanes(real), "train": FittedPlanes(train)}
-    check_one_decoder(*sets.values())
-    shared, network = sets["train"].decoder, feature_network(device)
-    resolution = sets["samples"].planes(sets["samples"].names[0]).shape[-1] if len(sets["samples"]) else 0
-    count = min(len(sets["samples"]), len(sets["real"]))
-    if count < 4 or len(sets["train"]) < count:
-        given = ", ".join(f"{len(people)} {name}" for name, people in sets.items())
+    samples = [FittedPlanes(folder) for folder in (samples if isinstance(samples, list) else [samples])]
+    real, train = FittedPlanes(real), FittedPlanes(train)
+    shared = train.decoder
+    check_one_decoder(*samples, real, train)
+    count = min(len(people) for people in (*samples, real))
+    if count < 4 or len(train) < count:
+        given = ", ".join(f"{len(people)} in {people.folder}" for people in (*samples, real, train))
         raise DataError(f"people to compare: {given}; give at least 4 of each, and no fewer to train than to compare")
-    planes, features = {}, {}
-    for name, folder in sets.items():
-        wanted = folder.names if name == "train" else folder.names[:count]
-        planes[name] = torch.stack([resize_planes(folder.planes(subject), resolution) for subject in wanted])
-        people = progress(planes[name], desc=f"looking at {name}", unit="person", enabled=show_progress)
-        seen = [_views(Avatar(p, shared.decoder, shared.config).to(device), network) for p in people]
-        features[name] = torch.stack(seen)  # (N, V, D)
-    agreement = PlaneDisagreement().fit(planes["train"])
-    results = {**provenance(), "network": network.name, "people": count, "training_people": len(planes["train"])}
-    for name in ("samples", "real"):
-        copied = memorisation(features[name].flatten(1), features["train"].flatten(1))
-        space = free_space_density(planes[name].to(device), shared.decoder.to(device))
-        results[name] = {
-            "frechet": frechet_distance(features["train"][:count].flatten(0, 1), features[name].flatten(0, 1)),
-            **precision_recall(features["train"][:count].flatten(1), features[name].flatten(1)),
+    resolution = samples[0].planes(samples[0].names[0]).shape[-1]
+    network = feature_network(device)
+
+    def look(people: FittedPlanes, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Planes (N, 3, C, R, R) and features (N, V, D)."""
+        planes = torch.stack([resize_planes(people.planes(name), resolution) for name in people.names[:count]])
+        seen = progress(planes, desc=f"looking at {people.folder.name}", unit="person", enabled=show_progress)
+        return planes, torch.stack([_views(Avatar(p, shared.decoder, shared.config).to(device), network) for p in seen])
+
+    train_planes, train_features = look(train)
+    agreement = PlaneDisagreement().fit(train_planes)
+
+    def measure(people: FittedPlanes) -> dict[str, float]:
+        planes, features = look(people, count)
+        copied = memorisation(features.flatten(1), train_features.flatten(1))
+        space = free_space_density(planes.to(device), shared.decoder.to(device))
+        return {
+            "frechet": frechet_distance(train_features[:count].flatten(0, 1), features.flatten(0, 1)),
+            **precision_recall(train_features[:count].flatten(1), features.flatten(1)),
             "memorisation": float(copied.median()),
             "least_memorisation": float(copied.min()),
             **{key: float(value.mean()) for key, value in space.items()},
-            "disagreement": agreement(planes[name]),
+            "disagreement": agreement(planes),
         }
-    return results
+
+    sizes = {"people": count, "training_people": len(train_planes)}
+    measured = {people.folder.resolve().name: measure(people) for people in samples}
+    return {**provenance(), "network": network.name, **sizes, "real": measure(real), "samples": measured}
 
 
 def _views(avatar: Avatar, network: FeatureNetwork) -> Tensor:

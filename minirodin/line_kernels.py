@@ -14,89 +14,88 @@ ROWS = 16  # rows that a program adds up
 
 
 @triton.jit
-def _line_sums(x, rows, columns, H, W, C, S, HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr, ROWS: tl.constexpr):
+def _line_sums(x, rows, columns, R, C, S, HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr, ROWS: tl.constexpr):
     n, s = (tl.program_id(0) // S).to(tl.int64), tl.program_id(0) % S
     w, c = tl.arange(0, WB), tl.program_id(1) * CB + tl.arange(0, CB)
-    inside = (w < W)[:, None] & (c < C)[None, :]
+    inside = (w < R)[:, None] & (c < C)[None, :]
     total = tl.zeros((WB, CB), tl.float32)
     for start in range(0, ROWS, HB):
         h = s * ROWS + start + tl.arange(0, HB)
-        texels = ((n * H + h[:, None, None]) * W + w[None, :, None]) * C + c[None, None, :]
-        tile = tl.load(x + texels, (h < H)[:, None, None] & inside[None], 0.0).to(tl.float32)  # (HB, WB, CB)
-        tl.store(rows + (n * H + h[:, None]) * C + c[None, :], tl.sum(tile, 1), (h < H)[:, None] & (c < C)[None, :])
+        texels = ((n * R + h[:, None, None]) * R + w[None, :, None]) * C + c[None, None, :]
+        tile = tl.load(x + texels, (h < R)[:, None, None] & inside[None], 0.0).to(tl.float32)  # (HB, WB, CB)
+        tl.store(rows + (n * R + h[:, None]) * C + c[None, :], tl.sum(tile, 1), (h < R)[:, None] & (c < C)[None, :])
         total += tl.sum(tile, 0)
-    tl.store(columns + ((n * S + s) * W + w[:, None]) * C + c[None, :], total, inside)
+    tl.store(columns + ((n * S + s) * R + w[:, None]) * C + c[None, :], total, inside)
 
 
 @triton.jit
-def _add_lines(x, rows, columns, out, H, W, C, WB: tl.constexpr, CB: tl.constexpr):
-    n, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
+def _add_lines(x, rows, columns, out, R, C, WB: tl.constexpr, CB: tl.constexpr):
+    n, h = (tl.program_id(0) // R).to(tl.int64), tl.program_id(0) % R
     w, c = tl.arange(0, WB), tl.program_id(1) * CB + tl.arange(0, CB)
-    inside = (w < W)[:, None] & (c < C)[None, :]
-    at_column = tl.where(w == 0, 0, tl.where(w == W - 1, 2, 1))  # which of the three sums
-    at_row = tl.where(h == 0, 0, tl.where(h == H - 1, 2, 1))
-    texels = ((n * H + h) * W + w[:, None]) * C + c[None, :]
-    row = tl.load(rows + ((n * 3 + at_column[:, None]) * H + h) * C + c[None, :], inside, 0.0).to(tl.float32)
-    column = tl.load(columns + ((n * 3 + at_row) * W + w[:, None]) * C + c[None, :], inside, 0.0).to(tl.float32)
+    inside = (w < R)[:, None] & (c < C)[None, :]
+    at_column = tl.where(w == 0, 0, tl.where(w == R - 1, 2, 1))  # which of the three sums
+    at_row = tl.where(h == 0, 0, tl.where(h == R - 1, 2, 1))
+    texels = ((n * R + h) * R + w[:, None]) * C + c[None, :]
+    row = tl.load(rows + ((n * R + h) * 3 + at_column[:, None]) * C + c[None, :], inside, 0.0).to(tl.float32)
+    column = tl.load(columns + ((n * R + w[:, None]) * 3 + at_row) * C + c[None, :], inside, 0.0).to(tl.float32)
     value = tl.load(x + texels, inside, 0.0).to(tl.float32) + row + column
     tl.store(out + texels, value.to(out.dtype.element_ty), inside)
 
 
-def _blocks(w: int, c: int) -> tuple[int, int]:
-    wide = triton.next_power_of_2(w)
+def _blocks(r: int, c: int) -> tuple[int, int]:
+    wide = triton.next_power_of_2(r)
     return wide, max(16, min(triton.next_power_of_2(c), 64, TILE // wide))
 
 
 # Custom operators keep the kernels opaque to torch.compile, which then fuses everything around them.
 @torch.library.custom_op("minirodin::line_sums", mutates_args=())
-def line_sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    n, c, h, w = x.shape
+def line_sums(x: Tensor) -> Tensor:
+    n, c, r, _ = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
-    parts, (wb, cb) = triton.cdiv(h, ROWS), _blocks(w, c)
+    parts, (wb, cb) = triton.cdiv(r, ROWS), _blocks(r, c)
     hb = max(1, min(ROWS, TILE // (wb * cb)))
-    rows = torch.empty(n, h, c, device=x.device, dtype=torch.float32)
-    columns = torch.empty(n, parts, w, c, device=x.device, dtype=torch.float32)
-    _line_sums[(n * parts, triton.cdiv(c, cb))](x, rows, columns, h, w, c, parts, hb, wb, cb, ROWS)
-    return rows, columns.sum(1)
+    sums = torch.empty(2, n, r, c, device=x.device, dtype=torch.float32)
+    columns = torch.empty(n, parts, r, c, device=x.device, dtype=torch.float32)
+    _line_sums[(n * parts, triton.cdiv(c, cb))](x, sums, columns, r, c, parts, hb, wb, cb, ROWS)
+    torch.sum(columns, 1, out=sums[1])
+    return sums
 
 
 @torch.library.custom_op("minirodin::add_lines", mutates_args=())
-def add_lines(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    x = x.contiguous(memory_format=torch.channels_last)
-    wb, cb = _blocks(w, c)
+def add_lines(x: Tensor, lines: Tensor) -> Tensor:
+    n, c, r, _ = x.shape
+    x, lines = x.contiguous(memory_format=torch.channels_last), lines.contiguous()
+    wb, cb = _blocks(r, c)
     out = torch.empty_like(x)
-    _add_lines[(n * h, triton.cdiv(c, cb))](x, rows.contiguous(), columns.contiguous(), out, h, w, c, wb, cb)
+    _add_lines[(n * r, triton.cdiv(c, cb))](x, lines[0], lines[1], out, r, c, wb, cb)
     return out
 
 
 @line_sums.register_fake
 def _(x):
-    n, c, h, w = x.shape
-    return x.new_empty(n, h, c, dtype=torch.float32), x.new_empty(n, w, c, dtype=torch.float32)
+    n, c, r, _ = x.shape
+    return x.new_empty(2, n, r, c, dtype=torch.float32)
 
 
 @add_lines.register_fake
-def _(x, rows, columns):
+def _(x, lines):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 def _save_dtype(ctx, inputs, output):
-    ctx.dtype = inputs[0].dtype if len(inputs) == 1 else inputs[1].dtype
+    ctx.dtype = inputs[-1].dtype
 
 
-def _line_sums_backward(ctx, grad_rows, grad_columns):
-    return (grad_rows.transpose(1, 2)[..., None] + grad_columns.transpose(1, 2)[..., None, :]).to(ctx.dtype)
+def _line_sums_backward(ctx, grad):
+    rows, columns = grad  # (N, R, C) each
+    return (rows[:, :, None] + columns[:, None]).to(ctx.dtype).permute(0, 3, 1, 2)  # channels-last (N, C, R, R)
 
 
 def _add_lines_backward(ctx, grad):
-    rows, columns = line_sums(grad)  # (N, H, C), (N, W, C)
-    left, right, top, bottom = grad[..., 0], grad[..., -1], grad[:, :, 0], grad[:, :, -1]
-    parted = []
-    for total, first, last in ((rows, left, right), (columns, top, bottom)):
-        first, last = first.transpose(1, 2), last.transpose(1, 2)
-        parted.append(torch.stack([first, total - first - last, last], dim=1).to(ctx.dtype))  # (N, 3, R, C)
-    return grad, *parted
+    texels = grad.permute(0, 2, 3, 1)  # (N, R, R, D)
+    first = torch.stack([texels[:, :, 0], texels[:, 0]])  # (2, N, R, D): of each row, of each column
+    last = torch.stack([texels[:, :, -1], texels[:, -1]])
+    return grad, torch.stack([first, line_sums(grad) - first - last, last], dim=3).to(ctx.dtype)
 
 
 line_sums.register_autograd(_line_sums_backward, setup_context=_save_dtype)

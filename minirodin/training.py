@@ -177,7 +177,8 @@ class Trainer:
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
                 if self.preview and look and main:
                     self.network.eval()
-                    with self.ema.swapped_in(), torch.no_grad():
+                    eager = torch.compiler.set_stance("force_eager")  # other shapes: not worth compiling for
+                    with eager, self.ema.swapped_in(), torch.no_grad():
                         row |= self.preview(self.step)
                 self.rows.append(row)
                 if main:

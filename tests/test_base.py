@@ -139,12 +139,15 @@ def test_comparison_knows_a_copy_from_new_people(fitted, tmp_path, monkeypatch):
         shared.save(tmp_path / name / "decoder.safetensors")
         people = {f"{name}{i}": one + scale * torch.randn(one.shape, generator=generator) for i in range(6)}
         folders[name].write_shard(people, shared)
-    copies = compare(tmp_path / "train", tmp_path / "real", tmp_path / "train", "cpu", False)
-    assert copies["samples"]["frechet"] == pytest.approx(0, abs=1e-6) and copies["samples"]["memorisation"] == 0
-    assert copies["real"]["memorisation"] > 0.3
-    noisy = compare(tmp_path / "noisy", tmp_path / "real", tmp_path / "train", "cpu", False)
-    assert noisy["samples"]["frechet"] > 2 * noisy["real"]["frechet"] > 0
-    assert noisy["samples"]["memorisation"] > noisy["real"]["memorisation"]
+    of = [tmp_path / "train", tmp_path / "noisy"]
+    compared = compare(of, tmp_path / "real", tmp_path / "train", "cpu", False)
+    copies, noisy, real = compared["samples"]["train"], compared["samples"]["noisy"], compared["real"]
+    assert copies["frechet"] == pytest.approx(0, abs=1e-6) and copies["memorisation"] == 0
+    assert real["memorisation"] > 0.3
+    assert noisy["frechet"] > 2 * real["frechet"] > 0
+    assert noisy["memorisation"] > real["memorisation"]
+    alone = compare(tmp_path / "noisy", tmp_path / "real", tmp_path / "train", "cpu", False)
+    assert alone["samples"]["noisy"] == noisy
     with pytest.raises(DataError, match="at least 4"):
         compare(fitted, fitted, fitted, "cpu", False)
 
@@ -227,7 +230,7 @@ def test_mistakes_are_told(model, fitted, tmp_path):
         ("sample NOWHERE --out OUT", "NOWHERE/model.safetensors does not exist"),
         ("sample MODEL --out OUT --count 0", "count is 0"),
         ("sample MODEL --out OUT --steps 0", "0 sampling steps"),
-        ("compare NOWHERE NOWHERE --train NOWHERE", "NOWHERE/decoder.safetensors does not exist"),
+        ("compare NOWHERE --real NOWHERE --train NOWHERE", "NOWHERE/decoder.safetensors does not exist"),
         ("bench fit", "bench fit needs captures"),
     ],
 )

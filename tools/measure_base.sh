@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The ablation of the base diffusion model (E10-E12), in stages that can run one at a time and go on when cut:
-#   tools/measure_base.sh OUT [people] [fit] [train] [sample] [steps] [collect]        (default: all; preset small)
+#   tools/measure_base.sh OUT [people] [fit] [train] [sample] [steps] [compare] [collect]        (default: all; preset small)
 # people: TRAIN + VALIDATION people of VIEWS views; fit: their planes at 64² under DECODER; train: VARIANTS for STEPS steps each,
-# same data and seeds; sample: COUNT people of each variant, their sheets, and how they compare with validation people;
-# steps: samplers and numbers of steps of the last variant; collect: one JSON. PRESET, FIT_FLAGS, TRAIN_FLAGS, PYTHON change the rest.
-# Several GPUs share the groups of people, then the variants.
+# same data and seeds; sample: COUNT people of each variant and their sheets; steps: the same by other samplers and numbers of
+# steps, of the last variant; compare: all these with validation people; collect: one JSON. PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON
+# change the rest. The GPUs (GPUS: which) share the groups of people, then the variants.
 set -uo pipefail
 out=$1; shift
-stages=${*:-people fit train sample steps collect}
+stages=${*:-people fit train sample steps compare collect}
 preset=${PRESET:-small} train=${TRAIN:-1024} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} count=${COUNT:-128}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group 256 --fit.rays 1024 --fit.steps 700}
@@ -15,10 +15,11 @@ variants=(${VARIANTS:-baseline rollout aware})
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
-gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}; [ "$gpus" -gt 0 ] || gpus=1
+gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
 minirodin() { "$python" -m minirodin "$@"; }
 each() {  # COMMAND WORD…: COMMAND WORD for every word, the next on whichever GPU is free
-  printf '%s\n' "${@:2}" | xargs -P "$gpus" -I{} --process-slot-var=CUDA_VISIBLE_DEVICES bash -c "$1 {}"
+  printf '%s\n' "${@:2}" | xargs -P ${#gpus[@]} -I{} --process-slot-var=SLOT \
+    bash -c 'gpus=('"${gpus[*]}"'); CUDA_VISIBLE_DEVICES=${gpus[SLOT]} '"$1 {}"
 }
 say() { echo "[$SECONDS s] $*"; }
 
@@ -28,7 +29,7 @@ people() {
 }
 fit() {
   for kind in train validation; do
-    "$python" -m torch.distributed.run --nproc-per-node "$gpus" -m minirodin fit "$runs/people/$kind" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/$kind" || return
+    CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]}") "$python" -m torch.distributed.run --nproc-per-node ${#gpus[@]} -m minirodin fit "$runs/people/$kind" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/$kind" || return
     say "fitted $kind"
   done
   minirodin evaluate "$runs/fitted/validation" "$runs/people/validation" --limit 32 --out "$out/base_planes.json"
@@ -38,37 +39,29 @@ train_one() {
     --out "$runs/$1" $TRAIN_FLAGS && cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
 }
 train() { each train_one "${variants[@]}"; }
-sample_one() {
-  minirodin sample "$runs/$1" --count "$count" --steps 50 --seed 0 --out "$runs/samples/$1" &&
-    minirodin compare "$runs/samples/$1" "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/compare-$1.json" &&
+sample_one() {  # VARIANT-SAMPLER-STEPS
+  local sampler=${1#*-}
+  minirodin sample "$runs/${1%%-*}" --count "$count" --sampler "${sampler%-*}" --steps "${sampler##*-}" --out "$runs/samples/$1" &&
     cp "$runs/samples/$1/sheet.png" "$out/sheet-$1.png" && say "sampled $1"
 }
-sample() { each sample_one "${variants[@]}"; }
-way_one() {
-  minirodin sample "$runs/$last" --count "$count" --sampler "${1%-*}" --steps "${1#*-}" --out "$runs/samples/$1" &&
-    minirodin compare "$runs/samples/$1" "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/steps-$1.json" &&
-    say "sampled $1"
-}
-steps() { each way_one ancestral-250 ancestral-50 ddim-50 ddim-20 dpm++-20 dpm++-10; }
+sample() { each sample_one "${variants[@]/%/-dpm++-50}"; }
+steps() { each sample_one "${variants[-1]}"-{ancestral-250,ancestral-50,ddim-50,ddim-20,dpm++-20,dpm++-10}; }
+compare() { minirodin compare "$runs"/samples/* --real "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/compare.json" >/dev/null; }
 collect() {
   "$python" - "$out" <<'P'
 import csv, json, sys
 from pathlib import Path
 from minirodin.evaluation import write_json
 out = Path(sys.argv[1])
-def gather(kind):
-    found = {p.stem.removeprefix(kind): json.loads(p.read_text()) for p in sorted(out.glob(f"{kind}*.json"))}
-    return {name: {k: v for k, v in r.items() if k not in ("date", "commit", "device")} for name, r in found.items()}, found
-(variants, files), (ways, _) = gather("compare-"), gather("steps-")
-for name, row in variants.items():
-    log = list(csv.DictReader(open(out / f"log-{name}.csv")))
-    row |= {"steps": int(log[-1]["step"]), "seconds": float(log[-1]["seconds"]), "validation_loss": float(log[-1]["validation"])}
-first = next(iter(files.values()))
-write_json({**{k: first[k] for k in ("date", "commit", "device")}, "variants": variants, "samplers": ways}, out / "base_ablation.json")
+result = {**json.loads((out / "compare.json").read_text()), "training": {}}
+for path in sorted(out.glob("log-*.csv")):
+    last = list(csv.DictReader(open(path)))[-1]
+    result["training"][path.stem[4:]] = {"steps": int(last["step"]), "seconds": float(last["seconds"]), "validation_loss": float(last["validation"])}
+write_json(result, out / "base_ablation.json")
 P
 }
-export -f minirodin say train_one sample_one way_one
-export out runs python preset count TRAIN_FLAGS=${TRAIN_FLAGS:-} last=${variants[-1]}
+export -f minirodin say train_one sample_one
+export out runs python preset count TRAIN_FLAGS=${TRAIN_FLAGS:-}
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"
