@@ -217,15 +217,15 @@ def _previews(model: BaseModel, out: Path, validation: Tensor | None) -> Callabl
 
 
 def validation_loss(model: BaseModel, planes: Tensor, rounds: int = 8, batch: int = 64) -> float:
-    """E7 on planes (S, 3, C, r, r) with the same noise and noise levels every time."""
+    """E7, the error of ε̂, on planes (S, 3, C, r, r) with the same noise and noise levels every time."""
     device, total, count = model.mean.device, 0.0, 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         for seed in range(rounds):
             for part in planes.split(batch):
                 generator = torch.Generator(device).manual_seed(seed)
                 x0 = standardise(part.to(device).float(), model.mean, model.std)
-                simple = model.diffusion.losses(model.network, x0, generator)["simple"]
-                total, count = total + float(simple.sum()), count + len(part)
+                eps = model.diffusion.losses(model.network, x0, generator)["eps"]
+                total, count = total + float(eps.sum()), count + len(part)
     return total / count
 
 

@@ -59,7 +59,9 @@ def fit(
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     fitted = fit_subjects(data, config, out, decoder=decoder, device=device, rank=rank, world_size=world_size)
-    print(f"{len(fitted)} subjects in {out}; see one with: minirodin render {out / fitted.names[0]} --out view.png")
+    if len(fitted):  # a process that had no group to fit may be the first to end
+        example = f"minirodin render {out / fitted.names[0]} --out view.png"
+        print(f"{len(fitted)} subjects in {out}; see one with: {example}")
 
 
 def render(avatar: Positional[Path], out: Path, azimuth: float = 0.0, elevation: float = 0.0, size: int = 256) -> None:

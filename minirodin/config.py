@@ -98,7 +98,7 @@ class DiffusionConfig:
     log_snr_max: float = 10.0  # the paper does not say
     log_snr_min: float = -10.0
     shift: float = 0.0  # added to λ; negative: more noise at every t
-    prediction: str = "eps"  # eps (E7) | x0 | v
+    prediction: str = "v"  # eps (E7) | x0 | v; at much noise the smallest error in ε̂ is a huge one in ŷ_0
     vlb_weight: float = 1e-3  # E8, of the bound with `steps` steps (Improved DDPM)
     steps: int = 1000
 

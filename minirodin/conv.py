@@ -64,8 +64,10 @@ def aware_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for the lines as well
     own, for_down, for_across = weight.chunk(3, dim=1)  # (D, C, 3, 3) each
     lines = torch.stack(pooled_neighbours(x)).transpose(2, 3)  # (2, B·3, R, C)
-    lines = _line_conv(lines, torch.stack([for_down, for_across.transpose(2, 3)]))
-    return add_lines(F.conv2d(x, own, bias, padding=1), lines)
+    rows, columns = _line_conv(lines, torch.stack([for_down, for_across.transpose(2, 3)]))
+    if bias is not None:
+        rows = rows + bias.to(rows.dtype)  # on the lines: one pass over the maps less
+    return add_lines(F.conv2d(x, own, padding=1), rows, columns)
 
 
 def _line_conv(lines: Tensor, weight: Tensor) -> Tensor:
@@ -81,18 +83,18 @@ def _line_conv(lines: Tensor, weight: Tensor) -> Tensor:
     return (taps.flatten(1, 2) @ kernels).view(*lines.shape[:3], 3, -1)
 
 
-def add_lines(x: Tensor, lines: Tensor) -> Tensor:
+def add_lines(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Add to each texel of (N, D, R, R) what its row and its column contribute.
 
     Args:
-        lines: (2, N, R, 3, D), of the rows for texels in the first, an inner, the last column; then of the columns.
+        rows: (N, R, 3, D), for texels of the first, an inner, the last column.
+        columns: (N, R, 3, D), for texels of the first, an inner, the last row.
     """
     if x.is_cuda and x.dtype != torch.float64:
         from minirodin import line_kernels
 
-        return line_kernels.add_lines(x, lines)
-    rows, columns = rearrange(lines, "two n r place d -> two n place d r")
-    return _spread(_spread(x, rows, 3), columns, 2)
+        return line_kernels.add_lines(x, rows, columns)
+    return _spread(_spread(x, rows.permute(0, 2, 3, 1), 3), columns.permute(0, 2, 3, 1), 2)
 
 
 def _spread(x: Tensor, lines: Tensor, dim: int) -> Tensor:

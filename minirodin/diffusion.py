@@ -149,7 +149,8 @@ class Diffusion:
             generator: on the device of x0; draws t and ε.
 
         Returns:
-            `loss` (scalar, to minimise), `simple` and `vlb` (B,).
+            `loss` (scalar, to minimise), `simple` (of what is predicted), `vlb`, and `eps`, the error of ε̂ (E7)
+            whatever is predicted, each (B,).
         """
         b, steps = len(x0), self.config.steps
         u = torch.rand(b, device=x0.device, generator=generator)
@@ -160,12 +161,13 @@ class Diffusion:
         output = network(x_t, log_snr).float()
         simple = (output[:, 0] - self.target(x0, eps, log_snr)).square().flatten(1).mean(1)
         loss, vlb = simple.mean(), torch.zeros_like(simple)
+        # E8: the bound trains the variance alone; the mean's own gradient through it is too noisy.
+        frozen = torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+        denoised = self.interpret(frozen, x_t, log_snr)
         if self.outputs == 2:
-            # E8: the bound trains the variance alone; the mean's own gradient through it is too noisy.
-            frozen = torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
-            vlb = self.vlb(self.interpret(frozen, x_t, log_snr), x0, x_t, log_snr, self.log_snr(t - 1 / steps))
+            vlb = self.vlb(denoised, x0, x_t, log_snr, self.log_snr(t - 1 / steps))
             loss = loss + self.config.vlb_weight * vlb.mean()
-        return {"loss": loss, "simple": simple, "vlb": vlb}
+        return {"loss": loss, "simple": simple, "vlb": vlb, "eps": (denoised.eps - eps).square().flatten(1).mean(1)}
 
     def vlb(self, denoised: Denoised, x0: Tensor, x_t: Tensor, log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
         """E8: T · KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)), s = t − 1/T, in nats a value: (B,).

@@ -9,22 +9,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 8192  # values that a program holds at once
-ROWS = 16  # rows that a program adds up
+ROWS = 16  # that a program of `_line_sums` adds up
 
 
 @triton.jit
-def _line_sums(x, rows, columns, R, C, S, HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr, ROWS: tl.constexpr):
+def _line_sums(x, rows, columns, R, C, S, WB: tl.constexpr, CB: tl.constexpr, ROWS: tl.constexpr):
     n, s = (tl.program_id(0) // S).to(tl.int64), tl.program_id(0) % S
     w, c = tl.arange(0, WB), tl.program_id(1) * CB + tl.arange(0, CB)
     inside = (w < R)[:, None] & (c < C)[None, :]
     total = tl.zeros((WB, CB), tl.float32)
-    for start in range(0, ROWS, HB):
-        h = s * ROWS + start + tl.arange(0, HB)
-        texels = ((n * R + h[:, None, None]) * R + w[None, :, None]) * C + c[None, None, :]
-        tile = tl.load(x + texels, (h < R)[:, None, None] & inside[None], 0.0).to(tl.float32)  # (HB, WB, CB)
-        tl.store(rows + (n * R + h[:, None]) * C + c[None, :], tl.sum(tile, 1), (h < R)[:, None] & (c < C)[None, :])
-        total += tl.sum(tile, 0)
+    for h in range(s * ROWS, tl.minimum(s * ROWS + ROWS, R)):
+        tile = tl.load(x + ((n * R + h) * R + w[:, None]) * C + c[None, :], inside, 0.0).to(tl.float32)
+        tl.store(rows + (n * R + h) * C + c, tl.sum(tile, 0), c < C)
+        total += tile
     tl.store(columns + ((n * S + s) * R + w[:, None]) * C + c[None, :], total, inside)
 
 
@@ -42,9 +39,10 @@ def _add_lines(x, rows, columns, out, R, C, WB: tl.constexpr, CB: tl.constexpr):
     tl.store(out + texels, value.to(out.dtype.element_ty), inside)
 
 
-def _blocks(r: int, c: int) -> tuple[int, int]:
+def _blocks(r: int, c: int, values: int) -> tuple[int, int]:
+    """A row of texels, and as many channels as make about `values` numbers a program."""
     wide = triton.next_power_of_2(r)
-    return wide, max(16, min(triton.next_power_of_2(c), 64, TILE // wide))
+    return wide, max(16, min(triton.next_power_of_2(c), 128, values // wide))
 
 
 # Custom operators keep the kernels opaque to torch.compile, which then fuses everything around them.
@@ -52,22 +50,21 @@ def _blocks(r: int, c: int) -> tuple[int, int]:
 def line_sums(x: Tensor) -> Tensor:
     n, c, r, _ = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
-    parts, (wb, cb) = triton.cdiv(r, ROWS), _blocks(r, c)
-    hb = max(1, min(ROWS, TILE // (wb * cb)))
+    parts, (wb, cb) = triton.cdiv(r, ROWS), _blocks(r, c, 16384)
     sums = torch.empty(2, n, r, c, device=x.device, dtype=torch.float32)
     columns = torch.empty(n, parts, r, c, device=x.device, dtype=torch.float32)
-    _line_sums[(n * parts, triton.cdiv(c, cb))](x, sums, columns, r, c, parts, hb, wb, cb, ROWS)
+    _line_sums[(n * parts, triton.cdiv(c, cb))](x, sums, columns, r, c, parts, wb, cb, ROWS)
     torch.sum(columns, 1, out=sums[1])
     return sums
 
 
 @torch.library.custom_op("minirodin::add_lines", mutates_args=())
-def add_lines(x: Tensor, lines: Tensor) -> Tensor:
+def add_lines(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     n, c, r, _ = x.shape
-    x, lines = x.contiguous(memory_format=torch.channels_last), lines.contiguous()
-    wb, cb = _blocks(r, c)
+    x = x.contiguous(memory_format=torch.channels_last)
+    wb, cb = _blocks(r, c, 4096)
     out = torch.empty_like(x)
-    _add_lines[(n * r, triton.cdiv(c, cb))](x, lines[0], lines[1], out, r, c, wb, cb)
+    _add_lines[(n * r, triton.cdiv(c, cb))](x, rows.contiguous(), columns.contiguous(), out, r, c, wb, cb)
     return out
 
 
@@ -78,7 +75,7 @@ def _(x):
 
 
 @add_lines.register_fake
-def _(x, lines):
+def _(x, rows, columns):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
@@ -95,7 +92,8 @@ def _add_lines_backward(ctx, grad):
     texels = grad.permute(0, 2, 3, 1)  # (N, R, R, D)
     first = torch.stack([texels[:, :, 0], texels[:, 0]])  # (2, N, R, D): of each row, of each column
     last = torch.stack([texels[:, :, -1], texels[:, -1]])
-    return grad, torch.stack([first, line_sums(grad) - first - last, last], dim=3).to(ctx.dtype)
+    rows, columns = torch.stack([first, line_sums(grad) - first - last, last], dim=3).to(ctx.dtype)  # (N, R, 3, D) each
+    return grad, rows, columns
 
 
 line_sums.register_autograd(_line_sums_backward, setup_context=_save_dtype)

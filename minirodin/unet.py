@@ -31,8 +31,29 @@ def log_snr_embedding(log_snr: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` in at most 32 groups, optionally adaptive (AdaGN): norm(x)·(1 + scale) + shift.
+
+    Statistics are taken channel by channel, then joined: channels-last maps are read in the order in which they lie,
+    and all that follows is one multiply-add.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(math.gcd(32, channels), channels)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """x (N, C, R, R), scale and shift (N, C) → (N, C, R, R) of x's type."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(wide, (2, 3), correction=0)  # (N, C)
+        var, mean = (v.unflatten(1, (self.num_groups, -1)) for v in (var, mean))  # (N, G, C/G)
+        centre = mean.mean(2, keepdim=True)
+        spread = (var + (mean - centre).square()).mean(2, keepdim=True)
+        gain = (spread + self.eps).rsqrt() * self.weight.view(1, self.num_groups, -1)
+        offset = self.bias.view_as(gain[:1]) - centre * gain
+        gain, offset = gain.flatten(1), offset.flatten(1)  # (N, C)
+        if scale is not None:
+            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+        return torch.addcmul(offset[..., None, None], x, gain[..., None, None]).to(x.dtype)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -55,7 +76,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, embedding: int, aware: bool, dropout: float):
         super().__init__()
-        self.norm1, self.norm2 = group_norm(channels), group_norm(out_channels)
+        self.norm1, self.norm2 = GroupNorm(channels), GroupNorm(out_channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         width = out_channels
         self.conv2 = zeroed(AwareConv2d(width, width) if aware else nn.Conv2d(width, width, 3, padding=1))
@@ -66,8 +87,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (N, C, R, R) and embedding (N, E), N = B·3 or B → (N, D, R, R)."""
         h = self.conv1(F.silu(self.norm1(x)))  # (N, D, R, R)
-        scale, shift = self.modulation(F.silu(embedding))[..., None, None].chunk(2, dim=1)  # (N, D, 1, 1)
-        h = self.norm2(h) * (1 + scale) + shift
+        h = self.norm2(h, *self.modulation(F.silu(embedding)).chunk(2, dim=1))
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 
@@ -78,7 +98,7 @@ class PlaneAttention(nn.Module):
         super().__init__()
         self.planes = planes
         self.heads = max(h for h in range(1, max(1, channels // head_width) + 1) if channels % h == 0)
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.project = zeroed(nn.Linear(channels, channels))
 
@@ -155,7 +175,7 @@ class UNet(nn.Module):
                 width = wide
             grow = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1))
             self.up.append(nn.ModuleList([blocks, grow if level else nn.Identity()]))
-        self.exit = nn.Sequential(group_norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * image, 3, padding=1)))
+        self.exit = nn.Sequential(GroupNorm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * image, 3, padding=1)))
 
     def forward(self, planes: Tensor, log_snr: Tensor) -> Tensor:
         """Predict from noisy planes (what, `diffusion.Diffusion` decides).

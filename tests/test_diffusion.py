@@ -290,6 +290,8 @@ def test_simple_loss_of_a_network_that_says_zero_is_the_targets_variance(predict
     losses = process(prediction=prediction).losses(zero, x0, generator())
     assert losses["simple"].shape == losses["vlb"].shape == (512,) and losses["loss"].shape == ()
     assert losses["simple"].mean().item() == pytest.approx(expected, rel=0.03)
+    if prediction == "eps":
+        assert torch.equal(losses["eps"], losses["simple"])
 
 
 @PREDICTIONS
@@ -302,7 +304,8 @@ def test_losses_of_a_perfect_network_are_zero(prediction):
         return torch.stack([target, -torch.ones_like(target)], dim=1)  # fraction 0
 
     losses = diffusion.losses(perfect, x0, generator())
-    assert losses["simple"].max() < 1e-6 and losses["vlb"].abs().max() < 0.01 and losses["loss"] < 1e-4
+    assert losses["simple"].max() < 1e-6 and losses["eps"].max() < 1e-4
+    assert losses["vlb"].abs().max() < 0.01 and losses["loss"] < 1e-4
 
 
 def test_times_cover_all_levels_one_in_each_part():
@@ -353,7 +356,8 @@ def test_bound_of_zero_noise_is_known_in_closed_form():
         return torch.stack([torch.zeros_like(x_t), -torch.ones_like(x_t)], dim=1)
 
     for steps in (20, 100):
-        losses = process(steps=steps).losses(network, randn(512, 64, dtype=torch.float32), generator())
+        x0 = randn(512, 64, dtype=torch.float32)
+        losses = process(steps=steps, prediction="eps").losses(network, x0, generator())
         assert losses["vlb"].mean().item() == pytest.approx(steps / 2 * math.expm1(20 / steps), rel=0.03)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from minirodin.config import PRESETS, UNetConfig, preset
 from minirodin.conv import AwareConv2d
 from minirodin.errors import ConfigError
-from minirodin.unet import VARIANTS, PlaneAttention, ResBlock, UNet, log_snr_embedding
+from minirodin.unet import VARIANTS, GroupNorm, PlaneAttention, ResBlock, UNet, log_snr_embedding
 
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -50,6 +50,30 @@ def influence(net):
 
 ALONE = [[True, False, False], [False, True, False], [False, False, True]]
 MIXED = [[True] * 3] * 3
+
+# -- norms --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [8, 48, 64])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_group_norm_is_pytorchs(channels, dtype, tolerance):
+    norm = randomise(GroupNorm(channels)).to(dtype)
+    x = (3 + 2 * randn(2, channels, 6, 6)).to(dtype).requires_grad_()
+    results = []
+    for forward in (norm, super(GroupNorm, norm).forward):
+        y = forward(x)
+        gradients = torch.autograd.grad(y.sin().sum(), (x, *norm.parameters()))
+        results.append([y, *gradients])
+    for ours, reference in zip(*results, strict=True):
+        assert ours.dtype == dtype
+        assert (ours - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+def test_adaptive_group_norm_scales_and_shifts_what_was_normalised():
+    norm, x, scale, shift = randomise(GroupNorm(8)), randn(2, 8, 4, 4), randn(2, 8, seed=1), randn(2, 8, seed=2)
+    expected = norm(x) * (1 + scale[..., None, None]) + shift[..., None, None]
+    torch.testing.assert_close(norm(x, scale, shift), expected)
+
 
 # -- shapes and sizes ---------------------------------------------------------------------------------------------
 

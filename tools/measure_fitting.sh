@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Measures everything that results/ says of fitting, in stages that can run one at a time:
-#   tools/measure_fitting.sh OUT [people] [fit] [bench] [study] [collect]     (default: all; preset small, H200: eleven minutes and two a setting)
+#   tools/measure_fitting.sh OUT [people] [fit] [bench] [study] [private] [collect]     (default: all; preset small, H200: eleven minutes and two a setting)
 # people: their rate; fit: shared decoder, validation fits, evaluation, pictures; bench: rates of fitting and rendering;
-# study: the settings of tools/fitting_study.py, JOBS at a time; collect: one file of the study.
+# study: the settings of tools/fitting_study.py, JOBS at a time; private: those with a decoder a person, on data_samples/people;
+# collect: one file of each.
 # PRESET, TRAIN, VALIDATION, STUDY (subjects), SETTINGS, JOBS and PYTHON change what runs; a run that was cut goes on.
 set -uo pipefail
 out=$1; shift
-stages=${*:-people fit bench study collect}
+stages=${*:-people fit bench study private collect}
 preset=${PRESET:-small} train=${TRAIN:-256} validation=${VALIDATION:-64} study=${STUDY:-32} jobs=${JOBS:-1}
 settings=(${SETTINGS:-chosen one-size-plain one-size-from-noise one-size smoothness-d100 smoothness-d10 smoothness-x4 channels-8 noise-none})
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/fitting}")
@@ -48,15 +49,24 @@ study() {
     '$runs/study/train' '$runs/study/validation' --preset-name '$preset' --out '$runs/study/fits' --only '{}' ${STUDY_FLAGS:-} &&
     cp '$runs/study/fits/{}.json' '$out/study-{}.json'; }"
 }
+private() {
+  for setting in private-rescaled private-one-size; do
+    "$python" tools/fitting_study.py data_samples/people data_samples/people --preset-name "$preset" --out "$runs/study/fits" --only $setting \
+      --shared-steps 1500 ${STUDY_FLAGS:-} && cp "$runs/study/fits/$setting.json" "$out/" || return
+  done
+}
 collect() {
   "$python" - "$out" <<'P'
 import json, sys
 from pathlib import Path
 from minirodin.evaluation import write_json
 out = Path(sys.argv[1])
-rows = [json.loads(p.read_text()) for p in sorted(out.glob("study-*.json"))]
-shared = {k: rows[0][k] for k in ("date", "device", "shared_steps", "steps")}
-write_json({**shared, "commit": rows[0]["commit"], "settings": [{k: v for k, v in r.items() if k not in shared} for r in rows]}, out / "fitting_study.json")
+for kind in ("study", "private"):
+    rows = [json.loads(p.read_text()) for p in sorted(out.glob(f"{kind}-*.json"))]
+    shared = {k: rows[0][k] for k in ("date", "device", "shared_steps", "steps")} if rows else {}
+    if rows:
+        rows = {"commit": rows[-1]["commit"], "settings": [{k: v for k, v in r.items() if k not in shared} for r in rows]}
+        write_json({**shared, **rows}, out / f"fitting_{kind}.json")
 P
 }
 for stage in $stages; do

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results: python tools/results_table.py -->", "<!-- /results -->"
 
 ONE, NOISE = "settings.one-size-plain.mean.", "settings.one-size-from-noise.mean."
+RESCALED, ALONE = (f"settings.private-{name}.mean.64.psnr" for name in ("rescaled", "one-size"))
 # What is shown, the file, where in it, how, and what was aimed at. A row appears when its file exists.
 ROWS = (
     ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
@@ -25,6 +26,8 @@ ROWS = (
     ("fitted at 256² alone (study), drawn at 64²", "fitting_study.json", ONE + "64.psnr", "{:.2f} dB", "≥ 6 dB lower"),
     ("that, begun from noise", "fitting_study.json", NOISE + "64.psnr", "{:.2f} dB", "≥ 6 dB lower"),
     ("fitted at 256² alone (study), drawn at 256²", "fitting_study.json", ONE + "256.psnr", "{:.2f} dB", ""),
+    ("a decoder a person: random rescaling, drawn at 64²", "fitting_private.json", RESCALED, "{:.2f} dB", ""),
+    ("a decoder a person: fitted at 256² alone", "fitting_private.json", ALONE, "{:.2f} dB", "≥ 6 dB lower"),
     ("fitting, amortised", "bench_fit.json", "seconds_per_subject", "{:.2f} s a subject", "≤ 3 s"),
     ("fitting, peak memory", "bench_fit.json", "fast.peak_memory_gb", "{:.1f} GiB", "≤ 16"),
     ("fitting, rays", "bench_fit.json", "fast.rays_per_second", "{:.3g} a second", ""),
