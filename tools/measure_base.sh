@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # The ablation of the base diffusion model (E10-E12), in stages that can run one at a time and go on when cut:
-#   tools/measure_base.sh OUT [people] [fit] [train] [sample] [steps] [compare] [collect]        (default: all; preset small)
-# people: TRAIN + VALIDATION people of VIEWS views; fit: their planes at 64² under DECODER; train: VARIANTS for STEPS steps each,
-# same data and seeds; sample: COUNT people of each variant and their sheets; steps: the same by other samplers and numbers of
-# steps, of the last variant; compare: all these with validation people; collect: one JSON. PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON
-# change the rest. The GPUs (GPUS: which) share the groups of people, then the variants.
+#   tools/measure_base.sh OUT [data] [train] [sample] [steps] [compare] [collect]        (default: all; preset small)
+# data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
+# train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same by other
+# samplers and numbers of steps, of the last variant; compare: all these with validation people; collect: one JSON.
+# PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants.
 set -uo pipefail
 out=$1; shift
-stages=${*:-people fit train sample steps compare collect}
-preset=${PRESET:-small} train=${TRAIN:-1024} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} count=${COUNT:-128}
+stages=${*:-data train sample steps compare collect}
+preset=${PRESET:-small} train=${TRAIN:-1024} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-256} count=${COUNT:-128}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
-fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group 256 --fit.rays 1024 --fit.steps 700}
+fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 variants=(${VARIANTS:-baseline rollout aware})
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
@@ -23,16 +23,29 @@ each() {  # COMMAND WORD…: COMMAND WORD for every word, the next on whichever 
 }
 say() { echo "[$SECONDS s] $*"; }
 
-people() {
-  minirodin avatars --count "$train" --views "$views" --size "$size" --seed 0 --out "$runs/people/train" &&
-    minirodin avatars --count "$validation" --views "$views" --size "$size" --seed 1000000 --out "$runs/people/validation"
-}
-fit() {
-  for kind in train validation; do
-    CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]}") "$python" -m torch.distributed.run --nproc-per-node ${#gpus[@]} -m minirodin fit "$runs/people/$kind" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/$kind" || return
-    say "fitted $kind"
+data() {
+  local kind first last start chunks=() maker failed
+  for kind in validation train; do
+    first=0; [ $kind = train ] || first=1000000
+    last=$((first + ${!kind}))
+    for ((start = first; start < last; start += chunk)); do
+      chunks+=("$kind/$start-$((last - start < chunk ? last - start : chunk))")
+    done
   done
-  minirodin evaluate "$runs/fitted/validation" "$runs/people/validation" --limit 32 --out "$out/base_planes.json"
+  mkdir -p "$runs/people"/{train,validation}
+  (for word in "${chunks[@]}"; do
+    name=${word#*/}
+    minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --out "$runs/people/$word" || exit
+    touch "$runs/people/$word.made"
+  done) & maker=$!
+  export maker
+  each fit_one "${chunks[@]}"; failed=$?
+  wait $maker && [ $failed = 0 ] || return
+  minirodin evaluate "$runs/fitted/validation" "$runs/people/${chunks[0]}" --limit 32 --out "$out/base_planes.json" >/dev/null
+}
+fit_one() {  # KIND/SEED-COUNT
+  until [ -f "$runs/people/$1.made" ]; do kill -0 "$maker" 2>/dev/null && sleep 1 || return 1; done
+  minirodin fit "$runs/people/$1" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/${1%/*}" >/dev/null && say "fitted $1"
 }
 train_one() {
   minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --variant "$1" --preset "$preset" \
@@ -60,8 +73,8 @@ for path in sorted(out.glob("log-*.csv")):
 write_json(result, out / "base_ablation.json")
 P
 }
-export -f minirodin say train_one sample_one
-export out runs python preset count TRAIN_FLAGS=${TRAIN_FLAGS:-}
+export -f minirodin say fit_one train_one sample_one
+export out runs python preset count decoder fit_flags TRAIN_FLAGS=${TRAIN_FLAGS:-}
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"
