@@ -602,8 +602,9 @@ assert at_noise["eps"] > 10 > 0.11 > at_noise["v"] and abs(at_data["x0"] - 0.1) 
 print(f"at λ = −10 an ε off by 0.1 is a person off by {at_noise['eps']:.0f}; at λ = 10, by {at_data['eps']:.4f}")
 
 # %% [markdown]
-# ε is the right question near the data, where details are decided, and a cruel one near noise. A network trained for
-# long makes it small enough there; one trained for a minute does not, so **section 6 asks for $y_0$**.
+# ε is the right question near the data, where details are decided, and a cruel one near noise: only a network trained
+# for very long is exact enough there. So the base model asks for v by default, another question than the paper's (the
+# error of $\hat\varepsilon$ follows from it and is logged), and **section 6**, which has a minute, **asks for $y_0$**.
 #
 # ## 5 Learned variance (E8)
 #

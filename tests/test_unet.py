@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from minirodin.benchmark_unet import forward_flops
 from minirodin.config import PRESETS, UNetConfig, preset
 from minirodin.conv import AwareConv2d
 from minirodin.errors import ConfigError
@@ -280,3 +281,34 @@ def test_a_token_sees_every_token_of_the_three_planes():
 @pytest.mark.parametrize("channels, head_width, heads", [(256, 64, 4), (208, 64, 2), (8, 64, 1), (9, 2, 3)])
 def test_heads_divide_the_channels(channels, head_width, heads):
     assert PlaneAttention(channels, 3, head_width).heads == heads
+
+
+# -- what it costs ------------------------------------------------------------------------------------------------
+
+
+def products_by_hand(net):
+    """Operations of one sample's convolutions, linear layers and attention, from the shapes that pass through them."""
+    seen = []
+
+    def count(layer, inputs, output):
+        if isinstance(layer, PlaneAttention):
+            _, c, r, _ = output.shape
+            seen.append(2 * 2 * (layer.planes * r * r) ** 2 * c)  # q·k and weights·v
+        else:
+            seen.append(2 * output.numel() * layer.weight[0].numel())
+
+    for layer in net.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear, PlaneAttention)):
+            layer.register_forward_hook(count)
+    net(PLANES[:1], LEVELS[:1])
+    return sum(seen)
+
+
+@pytest.mark.parametrize("variant", ["baseline", "rollout"])
+def test_operations_are_counted_as_by_hand(variant):
+    assert forward_flops(tiny(variant)) == products_by_hand(tiny(variant))
+
+
+def test_the_aware_network_costs_less_than_convolving_three_times_the_channels():
+    counted, naive = forward_flops(tiny("aware")), products_by_hand(tiny("aware"))
+    assert 0 < counted < naive

@@ -44,7 +44,8 @@ data() {
   minirodin evaluate "$runs/fitted/validation" "$runs/people/${chunks[0]}" --limit 32 --out "$out/base_planes.json" >/dev/null
 }
 fit_one() {  # KIND/SEED-COUNT
-  until [ -f "$runs/people/$1.made" ]; do kill -0 "$maker" 2>/dev/null && sleep 1 || return 1; done
+  while [ ! -f "$runs/people/$1.made" ] && kill -0 "$maker" 2>/dev/null; do sleep 1; done
+  [ -f "$runs/people/$1.made" ] || return
   minirodin fit "$runs/people/$1" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/${1%/*}" >/dev/null && say "fitted $1"
 }
 train_one() {
