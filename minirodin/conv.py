@@ -58,7 +58,7 @@ def aware_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     A map that is constant along one axis needs no 2D convolution: its kernel, summed along that axis, is a 1D
     convolution of the vector, repeated. Only in the first and last column (row) one of the three taps meets the
-    padding instead, so three sums are kept: without the first tap, with all, without the last.
+    padding instead, and what it gave is taken off again.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for the lines as well
@@ -66,43 +66,50 @@ def aware_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     lines = torch.stack(pooled_neighbours(x)).transpose(2, 3)  # (2, B·3, R, C)
     rows, columns = _line_conv(lines, torch.stack([for_down, for_across.transpose(2, 3)]))
     if bias is not None:
-        rows = rows + bias.to(rows.dtype)  # on the lines: one pass over the maps less
-    return add_lines(F.conv2d(x, own, padding=1), rows, columns)
+        rows = rows + F.pad(bias.to(rows.dtype)[None], (0, 0, 0, 2))  # on the lines: one pass over the maps less
+    return AddLines.apply(F.conv2d(x, own, padding=1), rows, columns)
 
 
 def _line_conv(lines: Tensor, weight: Tensor) -> Tensor:
     """Convolve (2, N, R, C) by (2, D, C, 3, 3) summed over its last axis: (2, N, R, 3, D).
 
-    The three results are for texels in the first, an inner, the last place of the line.
+    The three results are for all texels of the line, and corrections of its first and its last one.
     """
-    kernels = torch.stack([weight[..., 1:].sum(-1), weight.sum(-1), weight[..., :-1].sum(-1)])  # (3, 2, D, C, 3)
-    kernels = rearrange(kernels, "place two d c tap -> two (tap c) (place d)").to(lines.dtype)
+    kernels = torch.stack([weight.sum(-1), -weight[..., 0], -weight[..., 2]])  # (3, 2, D, C, 3)
+    kernels = rearrange(kernels, "part two d c tap -> two (tap c) (part d)").to(lines.dtype)
     padded = F.pad(lines, (0, 0, 1, 1))  # (2, N, R + 2, C)
     taps = torch.cat([padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]], dim=-1)  # (2, N, R, 3C)
     # A matrix product: quicker than `conv1d` on so little.
     return (taps.flatten(1, 2) @ kernels).view(*lines.shape[:3], 3, -1)
 
 
-def add_lines(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+class AddLines(torch.autograd.Function):
     """Add to each texel of (N, D, R, R) what its row and its column contribute.
 
     Args:
-        rows: (N, R, 3, D), for texels of the first, an inner, the last column.
-        columns: (N, R, 3, D), for texels of the first, an inner, the last row.
+        rows: (N, R, 3, D), for all texels of the row, for the first of them besides, for the last.
+        columns: (N, R, 3, D), the same for columns.
+
+    Slices, so that torch.compile fuses it with what is done to the maps next; autograd's own way back would pass over
+    them six times.
     """
-    if x.is_cuda and x.dtype != torch.float64:
-        from minirodin import line_kernels
 
-        return line_kernels.add_lines(x, rows, columns)
-    return _spread(_spread(x, rows.permute(0, 2, 3, 1), 3), columns.permute(0, 2, 3, 1), 2)
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        texels = x.permute(0, 2, 3, 1) + rows[:, :, 0, None]  # (N, R, R, D)
+        texels += columns[:, None, :, 0]
+        for which, place in (1, 0), (2, -1):
+            texels[:, :, place] += rows[:, :, which]
+            texels[:, place] += columns[:, :, which]
+        return texels.permute(0, 3, 1, 2)
 
-
-def _spread(x: Tensor, lines: Tensor, dim: int) -> Tensor:
-    """Add lines (N, 3, D, R) to maps: one to the first place of `dim`, one to all inner places, one to the last."""
-    first, inner, last = (line.unsqueeze(dim) for line in lines.unbind(1))
-    size = x.shape[dim]
-    parts = x.narrow(dim, 0, 1) + first, x.narrow(dim, 1, size - 2) + inner, x.narrow(dim, size - 1, 1) + last
-    return torch.cat(parts, dim)
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        texels = grad.permute(0, 2, 3, 1)  # (N, R, R, D)
+        first = torch.stack([texels[:, :, 0], texels[:, 0]])  # (2, N, R, D): of each row, of each column
+        last = torch.stack([texels[:, :, -1], texels[:, -1]])
+        rows, columns = torch.stack([line_sums(grad).to(grad.dtype), first, last], dim=3)  # (N, R, 3, D) each
+        return grad, rows, columns
 
 
 class AwareConv2d(nn.Conv2d):

@@ -25,26 +25,6 @@ def _line_sums(x, rows, columns, R, C, S, WB: tl.constexpr, CB: tl.constexpr, RO
     tl.store(columns + ((n * S + s) * R + w[:, None]) * C + c[None, :], total, inside)
 
 
-@triton.jit
-def _add_lines(x, rows, columns, out, R, C, WB: tl.constexpr, CB: tl.constexpr):
-    n, h = (tl.program_id(0) // R).to(tl.int64), tl.program_id(0) % R
-    w, c = tl.arange(0, WB), tl.program_id(1) * CB + tl.arange(0, CB)
-    inside = (w < R)[:, None] & (c < C)[None, :]
-    at_column = tl.where(w == 0, 0, tl.where(w == R - 1, 2, 1))  # which of the three sums
-    at_row = tl.where(h == 0, 0, tl.where(h == R - 1, 2, 1))
-    texels = ((n * R + h) * R + w[:, None]) * C + c[None, :]
-    row = tl.load(rows + ((n * R + h) * 3 + at_column[:, None]) * C + c[None, :], inside, 0.0).to(tl.float32)
-    column = tl.load(columns + ((n * R + w[:, None]) * 3 + at_row) * C + c[None, :], inside, 0.0).to(tl.float32)
-    value = tl.load(x + texels, inside, 0.0).to(tl.float32) + row + column
-    tl.store(out + texels, value.to(out.dtype.element_ty), inside)
-
-
-def _blocks(r: int, c: int, values: int) -> tuple[int, int]:
-    """A row of texels, and as many channels as make about `values` numbers a program."""
-    wide = triton.next_power_of_2(r)
-    return wide, max(16, min(triton.next_power_of_2(c), 128, values // wide))
-
-
 # Custom operators keep the kernels opaque to torch.compile, which then fuses everything around them.
 @torch.library.custom_op("minirodin::line_sums", mutates_args=())
 def line_sums(x: Tensor) -> Tensor:
