@@ -116,7 +116,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 1.0  # of the gradient's norm
     ema: float = 0.999
-    compile: bool = True  # on a GPU
+    graph: bool = True  # on a GPU, replay the network's kernels as CUDA graphs instead of launching them one by one
     log_every: int = 50
     preview_every: int = 2500
     checkpoint_every: int = 2500

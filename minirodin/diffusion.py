@@ -157,30 +157,40 @@ class Diffusion:
         t = 1 / steps + (1 - 1 / steps) * (torch.arange(b, device=x0.device) + u) / b
         log_snr = self.log_snr(t)
         eps = torch.randn(x0.shape, device=x0.device, generator=generator)
-        x_t = self.q_sample(x0, log_snr, eps)
-        output = network(x_t, log_snr).float()
-        simple = (output[:, 0] - self.target(x0, eps, log_snr)).square().flatten(1).mean(1)
+        output = network(self.q_sample(x0, log_snr, eps), log_snr).float()
+        error = (output[:, 0] - self.target(x0, eps, log_snr)).square()
+        simple = error.flatten(1).mean(1)
         loss, vlb = simple.mean(), torch.zeros_like(simple)
-        # E8: the bound trains the variance alone; the mean's own gradient through it is too noisy.
-        frozen = torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
-        denoised = self.interpret(frozen, x_t, log_snr)
+        x0_error, eps_error = self.error_factors(log_snr)
         if self.outputs == 2:
-            vlb = self.vlb(denoised, x0, x_t, log_snr, self.log_snr(t - 1 / steps))
+            # E8: the bound trains the variance alone; the mean's own gradient through it is too noisy.
+            error = error.detach() * x0_error.view(-1, *[1] * (x0.dim() - 1))
+            vlb = self.vlb((output[:, 1] + 1) / 2, error, log_snr, self.log_snr(t - 1 / steps))
             loss = loss + self.config.vlb_weight * vlb.mean()
-        return {"loss": loss, "simple": simple, "vlb": vlb, "eps": (denoised.eps - eps).square().flatten(1).mean(1)}
+        return {"loss": loss, "simple": simple, "vlb": vlb, "eps": eps_error * simple}
 
-    def vlb(self, denoised: Denoised, x0: Tensor, x_t: Tensor, log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
+    def error_factors(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """What a squared error of the prediction becomes in ŷ_0 and in ε̂, each (B,): see `interpret`."""
+        alpha2, sigma2, one = log_snr.sigmoid(), (-log_snr).sigmoid(), torch.ones_like(log_snr)
+        factors = {"eps": ((-log_snr).exp(), one), "x0": (one, log_snr.exp()), "v": (sigma2, alpha2)}
+        return factors[self.config.prediction]
+
+    def vlb(self, fraction: Tensor, error: Tensor, log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
         """E8: T · KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)), s = t − 1/T, in nats a value: (B,).
 
         p has the mean of the posterior at the predicted x_0 and log σ² = f·upper + (1 − f)·lower, with f learned. With
-        t drawn evenly this estimates the bound's sum over T steps, up to terms that the network has no part in.
+        w = f·(upper − lower), and from `posterior` the means' squared distance over the lower variance, it is
+
+            KL = ½ (w − 1 + e^{−w} (1 + (e^{λ_s} − e^{λ_t}) (x_0 − x̂_0)²)).
+
+        With t drawn evenly this estimates the bound's sum over T steps, up to terms that the network has no part in.
+
+        Args:
+            fraction: f, (B, …).
+            error: (x_0 − x̂_0)², (B, …).
+            log_snr_t, log_snr_s: (B,).
         """
-        true = posterior(x_t, x0, log_snr_t, log_snr_s)
-        model = posterior(x_t, denoised.x0, log_snr_t, log_snr_s)
-        log_variance = denoised.fraction * true.upper + (1 - denoised.fraction) * true.lower
-        kl = 0.5 * (
-            log_variance - true.lower - 1
-            + torch.exp(true.lower - log_variance)
-            + (true.mean - model.mean).square() * torch.exp(-log_variance)
-        )  # fmt: skip
+        t, s = (level.view(-1, *[1] * (error.dim() - 1)) for level in (log_snr_t, log_snr_s))
+        w = fraction * (F.logsigmoid(-t) - F.logsigmoid(-s))
+        kl = 0.5 * (w - 1 + torch.exp(-w) * (1 + (s.exp() - t.exp()) * error))
         return self.config.steps * kl.flatten(1).mean(1)

@@ -98,8 +98,6 @@ class Trainer:
         self.part = config.batch // (ranks * config.accumulate)
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self.ema = EMA(self.network, config.ema)
-        if config.compile and self.device.type == "cuda":
-            self.network.compile()  # in place: the names of the weights stay
         optimiser = torch.optim.AdamW(
             self.network.parameters(), config.lr, (0.9, 0.99), weight_decay=config.weight_decay,
             fused=self.device.type == "cuda",
@@ -137,7 +135,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
         seen["grad_norm"] = torch.as_tensor(norm)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self._zero_gradients()
         self.ema.update(self.step)
         self.step += 1
         return seen
@@ -151,6 +149,9 @@ class Trainer:
         """
         self._resume()
         c, main = self.config, self.accelerator.is_main_process
+        eager = self.network.forward
+        if c.graph and self.device.type == "cuda" and self.step < c.steps:
+            self._record()
         started, fine, seen = time.perf_counter() - self.seconds, None, {}
         with progress(total=c.steps, desc="training", unit="step", enabled=show_progress and main) as bar:
             bar.update(self.step)
@@ -177,8 +178,7 @@ class Trainer:
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
                 if self.preview and look and main:
                     self.network.eval()
-                    eager = torch.compiler.set_stance("force_eager")  # other shapes: not worth compiling for
-                    with eager, self.ema.swapped_in(), torch.no_grad():
+                    with self.ema.swapped_in(), torch.no_grad():
                         row |= self.preview(self.step)
                 self.rows.append(row)
                 if main:
@@ -186,8 +186,30 @@ class Trainer:
                     if keep:
                         self.save(done)
                 self.accelerator.wait_for_everyone()
+        self.network.forward = eager
         self.ema._swap()
         return self.network.eval()
+
+    def _record(self) -> None:
+        """Have the network's forward and backward replayed in training; in evaluation it runs as ever."""
+        calls = []
+
+        def spy(*inputs: Tensor) -> Tensor:
+            calls.append(inputs)
+            return self.network(*inputs)
+
+        generator = torch.Generator(self.device).manual_seed(0)
+        with torch.no_grad():
+            self.losses(spy, self.batches(self.part, generator), generator)
+        self.network.train()
+        torch.cuda.make_graphed_callables(self.network, calls[0], allow_unused_input=True)
+        self._zero_gradients()
+
+    def _zero_gradients(self) -> None:
+        if self.config.accumulate == 1:
+            return self.optimiser.zero_grad(set_to_none=True)
+        for p in self.network.parameters():  # a graph's own gradients change at its next replay: add to a copy
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
 
     def save(self, done: bool = False) -> None:
         """Write the model file, and, unless the run is done, all that a resumed one needs."""

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from minirodin.config import DiffusionConfig
-from minirodin.diffusion import Denoised, Diffusion, alpha_sigma, posterior
+from minirodin.diffusion import Diffusion, alpha_sigma, posterior
 from minirodin.errors import ConfigError
 
 TIMES = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -237,15 +237,15 @@ def test_bound_is_the_divergence_of_two_gaussians():
     true, model = (posterior(x_t, x, LEVEL_T, LEVEL_S) for x in (x0, guess))
     log_variance = true.lower + fraction * (true.upper - true.lower)
     kl = kl_divergence(Normal(true.mean, (true.lower / 2).exp()), Normal(model.mean, (log_variance / 2).exp()))
-    got = process(steps=37).vlb(Denoised(guess, guess, fraction), x0, x_t, LEVEL_T, LEVEL_S)
+    got = process(steps=37).vlb(fraction, (x0 - guess).square(), LEVEL_T, LEVEL_S)
     torch.testing.assert_close(got, 37 * kl.mean((1, 2)), rtol=1e-9, atol=1e-9)
 
 
 def test_bound_is_zero_for_a_perfect_prediction_of_the_lower_variance():
-    x0, x_t, _, fraction = bound_case()
-    perfect = process().vlb(Denoised(x0, x0, torch.zeros_like(x0)), x0, x_t, LEVEL_T, LEVEL_S)
+    x0, _, _, fraction = bound_case()
+    perfect = process().vlb(torch.zeros_like(x0), torch.zeros_like(x0), LEVEL_T, LEVEL_S)
     torch.testing.assert_close(perfect, torch.zeros(3).double(), rtol=0, atol=1e-12)
-    assert (process().vlb(Denoised(x0, x0, fraction), x0, x_t, LEVEL_T, LEVEL_S) > 1e-3).all()
+    assert (process().vlb(fraction, torch.zeros_like(x0), LEVEL_T, LEVEL_S) > 1e-3).all()
 
 
 @pytest.mark.parametrize("fraction, ratio", [(0.0, 0.0), (1.0, 1.0), (0.25, 0.25)])
@@ -254,7 +254,7 @@ def test_fraction_places_the_variance_between_its_bounds(fraction, ratio):
     x0, x_t, _, _ = bound_case()
     q = posterior(x_t, x0, LEVEL_T, LEVEL_S)
     d = ratio * (q.upper - q.lower).flatten()
-    got = process(steps=1).vlb(Denoised(x0, x0, torch.full_like(x0, fraction)), x0, x_t, LEVEL_T, LEVEL_S)
+    got = process(steps=1).vlb(torch.full_like(x0, fraction), torch.zeros_like(x0), LEVEL_T, LEVEL_S)
     torch.testing.assert_close(got, 0.5 * (d + torch.exp(-d) - 1), rtol=1e-9, atol=1e-12)
 
 
@@ -263,6 +263,17 @@ def test_outputs_between_minus_one_and_one_stay_between_the_bounds():
     second = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, 4)
     fraction = diffusion.interpret(torch.stack([x_t, second], 1), x_t, torch.zeros(5).double()).fraction
     assert fraction[:, 0].tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+@PREDICTIONS
+def test_errors_of_the_prediction_are_those_of_data_and_noise(prediction):
+    diffusion, log_snr = process(prediction=prediction), torch.tensor([-7.0, -1.0, 0.0, 5.0]).double()
+    x0, eps, output = randn(4, 6), randn(4, 6, seed=1), randn(4, 2, 6, seed=2)
+    guess = diffusion.interpret(output, diffusion.q_sample(x0, log_snr, eps), log_snr)
+    error = (output[:, 0] - diffusion.target(x0, eps, log_snr)).square()
+    of_x0, of_eps = (factor[:, None] * error for factor in diffusion.error_factors(log_snr))
+    torch.testing.assert_close(of_x0, (guess.x0 - x0).square())
+    torch.testing.assert_close(of_eps, (guess.eps - eps).square())
 
 
 # -- losses -------------------------------------------------------------------------------------------------------

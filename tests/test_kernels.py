@@ -56,6 +56,61 @@ def test_aware_convolution_equals_the_naive_form_with_gradients(
         assert (ours - expected).abs().max() < tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("act", [False, True])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("channels, resolution", [(24, 5), (96, 33), (320, 64)])
+def test_group_norm_equals_pytorchs_with_gradients(channels, resolution, adaptive, act, dtype, tolerance):
+    """Against float64."""
+    from minirodin.unet import GroupNorm
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = (3, channels, resolution, resolution), (3, channels), (3, channels), (channels,), (channels,)
+    given = [torch.randn(shape, device="cuda", generator=generator) for shape in shapes]
+    given[0] = 1 + 2 * given[0]
+    weights = torch.randn(shapes[0], device="cuda", generator=generator).to(dtype)
+    results = []
+    for kind in (torch.float64, dtype):
+        norm = GroupNorm(channels, act).to("cuda", torch.float64 if kind == torch.float64 else torch.float32)
+        x = given[0].to(dtype).to(kind).contiguous(memory_format=torch.channels_last).requires_grad_()
+        scale, shift, weight, bias = (value.to(norm.weight.dtype).requires_grad_() for value in given[1:])
+        parameters = {"weight": weight, "bias": bias}
+        y = torch.func.functional_call(norm, parameters, (x, scale, shift) if adaptive else (x,))
+        leaves = [x, weight, bias, *((scale, shift) if adaptive else ())]
+        gradients = torch.autograd.grad(y, leaves, weights.to(kind))
+        results.append([y.detach().double(), *(g.double() for g in gradients)])
+    for ours, expected in zip(results[1], results[0], strict=True):
+        assert (ours - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_replayed_is_training_launched(tmp_path, accumulate):
+    from minirodin.config import TrainConfig, preset
+    from minirodin.diffusion import Diffusion
+    from minirodin.training import Trainer
+    from minirodin.unet import UNet
+
+    data = torch.randn(16, 3, 8, 32, 32, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    config = preset("smoke").base
+    logs = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        network = UNet(config.unet, 8, 32)
+        schedule = TrainConfig(steps=12, batch=8, accumulate=accumulate, warmup=2, lr=1e-3, log_every=1, graph=graph)
+
+        def batches(number, generator):
+            return data[torch.randint(16, (number,), device="cuda", generator=generator)]
+
+        trainer = Trainer(
+            network, Diffusion(config.diffusion).losses, batches, schedule, tmp_path / str(graph), {"kind": "toy"}
+        )
+        trainer.run(show_progress=False)
+        logs.append([[row[key] for key in ("simple", "grad_norm")] for row in trainer.rows])
+    launched, replayed = torch.tensor(logs)
+    torch.testing.assert_close(replayed, launched, rtol=0.02, atol=1e-3)
+    assert launched[-1, 0] < launched[0, 0]
+
+
 def test_a_fit_on_the_gpu_goes_on_from_its_checkpoint():
     from minirodin.config import preset
     from minirodin.decoder import TriplaneDecoder

@@ -13,7 +13,7 @@ from minirodin.shards import read_tensors
 from minirodin.training import EMA, Trainer, learning_rate
 
 CONFIG = TrainConfig(
-    **{"steps": 12, "batch": 4, "lr": 0.05, "warmup": 3, "ema": 0.9, "compile": False},
+    **{"steps": 12, "batch": 4, "lr": 0.05, "warmup": 3, "ema": 0.9},
     **{"log_every": 3, "preview_every": 6, "checkpoint_every": 4},
 )
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
