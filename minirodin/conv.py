@@ -15,15 +15,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def line_sums(x: Tensor) -> Tensor:
-    """Sums of the rows and of the columns of (N, C, R, R): (2, N, R, C), float32 or better on a GPU."""
-    if x.is_cuda and x.dtype != torch.float64:
-        from minirodin import line_kernels
-
-        return line_kernels.line_sums(x)  # both in one reading of x
-    return torch.stack([x.sum(3), x.sum(2)]).transpose(2, 3)
-
-
 def pooled_neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean-pooled lines of the other two planes that meet each row and each column.
 
@@ -33,7 +24,7 @@ def pooled_neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `down` (B·3, C, R) indexed by the rows of each plane, and `across` (B·3, C, R) by its columns.
     """
-    rows, columns = rearrange(line_sums(x) / x.shape[-1], "two (b k) r c -> two b k c r", k=3).to(x.dtype)
+    rows, columns = (rearrange(x.mean(axis), "(b k) c r -> b k c r", k=3) for axis in (3, 2))
     return columns.roll(-1, dims=1).flatten(0, 1), rows.roll(1, dims=1).flatten(0, 1)  # of plane k+1, of plane k−1
 
 
@@ -63,7 +54,9 @@ def aware_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for the lines as well
     own, for_down, for_across = weight.chunk(3, dim=1)  # (D, C, 3, 3) each
-    lines = torch.stack(pooled_neighbours(x)).transpose(2, 3)  # (2, B·3, R, C)
+    x, sums = TakeLines.apply(x)
+    rows, columns = rearrange(sums / x.shape[-1], "two (b k) r c -> two b k r c", k=3).to(x.dtype)
+    lines = torch.stack([columns.roll(-1, dims=1), rows.roll(1, dims=1)]).flatten(1, 2)  # (2, B·3, R, C): down, across
     rows, columns = _line_conv(lines, torch.stack([for_down, for_across.transpose(2, 3)]))
     if bias is not None:
         rows = rows + F.pad(bias.to(rows.dtype)[None], (0, 0, 0, 2))  # on the lines: one pass over the maps less
@@ -83,25 +76,53 @@ def _line_conv(lines: Tensor, weight: Tensor) -> Tensor:
     return (taps.flatten(1, 2) @ kernels).view(*lines.shape[:3], 3, -1)
 
 
-class AddLines(torch.autograd.Function):
-    """Add to each texel of (N, D, R, R) what its row and its column contribute.
+def line_sums(x: Tensor) -> Tensor:
+    """Sums of the rows and of the columns of (N, C, R, R): (2, N, R, C), float32 or better on a GPU."""
+    if x.is_cuda and x.dtype != torch.float64:
+        from minirodin import line_kernels
+
+        return line_kernels.line_sums(x)  # both in one reading of x
+    return torch.stack([x.sum(3), x.sum(2)]).transpose(2, 3)
+
+
+def with_lines(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, D, R, R) and what each row and each column adds to its texels.
 
     Args:
-        rows: (N, R, 3, D), for all texels of the row, for the first of them besides, for the last.
-        columns: (N, R, 3, D), the same for columns.
-
-    Slices, so that torch.compile fuses it with what is done to the maps next; autograd's own way back would pass over
-    them six times.
+        rows: (N, R, 1 or 3, D), for all texels of the row and, of three, for its first besides, for its last.
+        columns: (N, R, 1 or 3, D), the same for columns.
     """
+    if x.is_cuda and x.dtype != torch.float64:
+        from minirodin import line_kernels
+
+        return line_kernels.with_lines(x, rows, columns)
+    texels = x.permute(0, 2, 3, 1) + rows[:, :, 0, None]  # (N, R, R, D)
+    texels += columns[:, None, :, 0]
+    for part, place in ((1, 0), (2, -1))[: rows.shape[2] - 1]:
+        texels[:, :, place] += rows[:, :, part]
+        texels[:, place] += columns[:, :, part]
+    return texels.permute(0, 3, 1, 2)
+
+
+class TakeLines(torch.autograd.Function):
+    """A map and its `line_sums`; going back, what came to both is added up in one pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), line_sums(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, sums: Tensor) -> Tensor:
+        rows, columns = sums[:, :, :, None].to(grad.dtype)
+        return with_lines(grad, rows, columns)
+
+
+class AddLines(torch.autograd.Function):
+    """`with_lines` of three parts; going back, the `line_sums`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        texels = x.permute(0, 2, 3, 1) + rows[:, :, 0, None]  # (N, R, R, D)
-        texels += columns[:, None, :, 0]
-        for which, place in (1, 0), (2, -1):
-            texels[:, :, place] += rows[:, :, which]
-            texels[:, place] += columns[:, :, which]
-        return texels.permute(0, 3, 1, 2)
+        return with_lines(x, rows, columns)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,6 +138,7 @@ class AwareConv2d(nn.Conv2d):
 
     Args:
         channels, out_channels: C and D.
+        bias: whether a constant is added.
 
     Example:
         >>> conv = AwareConv2d(16, 32)
@@ -124,8 +146,8 @@ class AwareConv2d(nn.Conv2d):
         torch.Size([6, 32, 64, 64])
     """
 
-    def __init__(self, channels: int, out_channels: int):
-        super().__init__(3 * channels, out_channels, 3, padding=1)
+    def __init__(self, channels: int, out_channels: int, bias: bool = True):
+        super().__init__(3 * channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B·3, C, R, R) → (B·3, D, R, R), R ≥ 2."""

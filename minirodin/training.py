@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -202,6 +203,7 @@ class Trainer:
         with torch.no_grad():
             self.losses(spy, self.batches(self.part, generator), generator)
         self.network.train()
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
         torch.cuda.make_graphed_callables(self.network, calls[0], allow_unused_input=True)
         self._zero_gradients()
 

@@ -14,7 +14,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from minirodin.config import UNetConfig
@@ -64,6 +64,16 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def conv3(channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A 3×3 convolution, within the network without a bias: the norms' shifts do its work, at no cost."""
+    return nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=bias)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Every texel of (N, C, R, R) four times, (N, C, 2R, 2R); `F.interpolate` would go to float32 under autocast."""
+    return repeat(x.permute(0, 2, 3, 1), "n h w c -> n (h i) (w j) c", i=2, j=2).permute(0, 3, 1, 2)
+
+
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice, plus the input; the second norm is adaptive (AdaGN).
 
@@ -78,12 +88,11 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, embedding: int, aware: bool, dropout: float):
         super().__init__()
         self.norm1, self.norm2 = GroupNorm(channels), GroupNorm(out_channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        width = out_channels
-        self.conv2 = zeroed(AwareConv2d(width, width) if aware else nn.Conv2d(width, width, 3, padding=1))
+        self.conv1 = conv3(channels, out_channels)
+        self.conv2 = zeroed((AwareConv2d if aware else conv3)(out_channels, out_channels, bias=False))
         self.modulation = zeroed(nn.Linear(embedding, 2 * out_channels))
         self.dropout = nn.Dropout(dropout)
-        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (N, C, R, R) and embedding (N, E), N = B·3 or B → (N, D, R, R)."""
@@ -100,8 +109,8 @@ class PlaneAttention(nn.Module):
         self.planes = planes
         self.heads = max(h for h in range(1, max(1, channels // head_width) + 1) if channels % h == 0)
         self.norm = GroupNorm(channels, act=False)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.project = zeroed(nn.Linear(channels, channels))
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.project = zeroed(nn.Linear(channels, channels, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B·k, C, R, R) → the same, k = `planes`."""
@@ -154,7 +163,7 @@ class UNet(nn.Module):
             attention = PlaneAttention(d, maps, config.head_width) if attends else nn.Identity()
             return nn.ModuleList([ResBlock(c, d, embedding, aware, config.dropout), attention])
 
-        self.enter = nn.Conv2d(image, base, 3, padding=1)
+        self.enter = conv3(image, base, bias=True)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = base, [base]
         for level, wide in enumerate(config.channels):
@@ -165,7 +174,7 @@ class UNet(nn.Module):
                 skips.append(width)
             shrink = nn.Identity()
             if level < levels - 1:
-                shrink = nn.Conv2d(width, width, 3, stride=2, padding=1)
+                shrink = conv3(width, width, stride=2)
                 skips.append(width)
             self.down.append(nn.ModuleList([blocks, shrink]))
         self.middle = nn.ModuleList([block(width, width, levels - 1), block(width, width, levels - 1)])
@@ -174,9 +183,8 @@ class UNet(nn.Module):
             for _ in range(config.blocks + 1):
                 blocks.append(block(width + skips.pop(), wide, level))
                 width = wide
-            grow = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1))
-            self.up.append(nn.ModuleList([blocks, grow if level else nn.Identity()]))
-        self.exit = nn.Sequential(GroupNorm(width), zeroed(nn.Conv2d(width, outputs * image, 3, padding=1)))
+            self.up.append(nn.ModuleList([blocks, conv3(width, width) if level else nn.Identity()]))
+        self.exit = nn.Sequential(GroupNorm(width), zeroed(conv3(width, outputs * image, bias=True)))
 
     def forward(self, planes: Tensor, log_snr: Tensor) -> Tensor:
         """Predict from noisy planes (what, `diffusion.Diffusion` decides).
@@ -204,8 +212,8 @@ class UNet(nn.Module):
                 skips.append(x)
         for res, attend in self.middle:
             x = attend(res(x, embedding))
-        for blocks, grow in self.up:
+        for i, (blocks, smooth) in enumerate(self.up):
             for res, attend in blocks:
                 x = attend(res(torch.cat([x, skips.pop()], dim=1), embedding))
-            x = grow(x)
+            x = smooth(doubled(x)) if i < len(self.up) - 1 else x
         return rearrange(self.exit(x), "(b m) (o k c) h w -> b o (m k) c h w", b=b, o=self.outputs, k=3 // maps)

@@ -96,7 +96,7 @@ def test_training_replayed_is_training_launched(tmp_path, accumulate):
     for graph in (False, True):
         torch.manual_seed(0)
         network = UNet(config.unet, 8, 32)
-        schedule = TrainConfig(steps=12, batch=8, accumulate=accumulate, warmup=2, lr=1e-3, log_every=1, graph=graph)
+        schedule = TrainConfig(steps=20, batch=8, accumulate=accumulate, warmup=2, lr=2e-3, log_every=1, graph=graph)
 
         def batches(number, generator):
             return data[torch.randint(16, (number,), device="cuda", generator=generator)]
@@ -108,7 +108,7 @@ def test_training_replayed_is_training_launched(tmp_path, accumulate):
         logs.append([[row[key] for key in ("simple", "grad_norm")] for row in trainer.rows])
     launched, replayed = torch.tensor(logs)
     torch.testing.assert_close(replayed, launched, rtol=0.02, atol=1e-3)
-    assert launched[-1, 0] < launched[0, 0]
+    assert launched[-5:, 0].mean() < launched[:5, 0].mean()
 
 
 def test_a_fit_on_the_gpu_goes_on_from_its_checkpoint():
