@@ -15,7 +15,7 @@ PREDICTIONS = pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 
 
 def process(**changes) -> Diffusion:
-    return Diffusion(DiffusionConfig(**changes))
+    return Diffusion(DiffusionConfig(**{"log_snr_max": 10.0, **changes}))
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
