@@ -138,15 +138,18 @@ class Diffusion:
         """What samplers walk with: (x_t, λ of shape (B,)) → `Denoised`, float32."""
         return lambda x_t, log_snr: self.interpret(network(x_t, log_snr).float(), x_t, log_snr)
 
-    def losses(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, generator: torch.Generator) -> dict:
+    def losses(
+        self, network: Callable[..., Tensor], x0: Tensor, generator: torch.Generator, *condition: Tensor
+    ) -> dict:
         """E7 + E8 for one batch.
 
         t is drawn evenly, one in each of B equal parts of [1/T, 1], so that a batch sees all noise levels.
 
         Args:
-            network: (x_t, λ) → (B, outputs, …).
+            network: (x_t, λ, *condition) → (B, outputs, …).
             x0: (B, …) standardised data.
             generator: on the device of x0; draws t and ε.
+            condition: whatever else the network is to see.
 
         Returns:
             `loss` (scalar, to minimise), `simple` (of what is predicted), `vlb`, and `eps`, the error of ε̂ (E7)
@@ -157,7 +160,7 @@ class Diffusion:
         t = 1 / steps + (1 - 1 / steps) * (torch.arange(b, device=x0.device) + u) / b
         log_snr = self.log_snr(t)
         eps = torch.randn(x0.shape, device=x0.device, generator=generator)
-        output = network(self.q_sample(x0, log_snr, eps), log_snr).float()
+        output = network(self.q_sample(x0, log_snr, eps), log_snr, *condition).float()
         error = (output[:, 0] - self.target(x0, eps, log_snr)).square()
         simple = error.flatten(1).mean(1)
         loss, vlb = simple.mean(), torch.zeros_like(simple)

@@ -121,6 +121,25 @@ class PlaneAttention(nn.Module):
         return x + rearrange(self.project(h), "b (k h w) c -> (b k) c h w", k=k, h=r)
 
 
+class LatentEmbedding(nn.Module):
+    """E13: what a latent z adds to the embedding that modulates every residual block; without z, the null embedding.
+
+    Args:
+        latent: width of z.
+        embedding: E.
+    """
+
+    def __init__(self, latent: int, embedding: int):
+        super().__init__()
+        self.scale = latent**0.5  # z has unit norm: entries of unit size
+        self.project = nn.Sequential(nn.Linear(latent, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.null = nn.Parameter(torch.zeros(embedding))
+
+    def forward(self, latent: Tensor, keep: Tensor) -> Tensor:
+        """z (B, Z) and keep (B,) bool → (B, E): of z where it is kept, else null (E14)."""
+        return torch.where(keep[:, None], self.project(self.scale * latent), self.null)
+
+
 class UNet(nn.Module):
     """What the base diffusion model learns: noisy planes and their noise level in, one or two numbers a value out.
 
@@ -156,6 +175,7 @@ class UNet(nn.Module):
 
         self.embed = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.plane_embedding = nn.Parameter(torch.zeros(maps, embedding))  # kernels are shared: which plane is this?
+        self.latent = LatentEmbedding(config.latent, embedding) if config.latent else None
 
         def block(c: int, d: int, level: int) -> nn.ModuleList:
             aware = config.variant == "aware" and level < config.aware_levels
@@ -186,18 +206,23 @@ class UNet(nn.Module):
             self.up.append(nn.ModuleList([blocks, conv3(width, width) if level else nn.Identity()]))
         self.exit = nn.Sequential(GroupNorm(width), zeroed(conv3(width, outputs * image, bias=True)))
 
-    def forward(self, planes: Tensor, log_snr: Tensor) -> Tensor:
+    def forward(
+        self, planes: Tensor, log_snr: Tensor, latent: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
         """Predict from noisy planes (what, `diffusion.Diffusion` decides).
 
         Args:
             planes: (B, 3, C, R, R) noisy, standardised.
             log_snr: (B,) λ of each sample.
+            latent, keep: z (B, Z), and which samples are to know theirs (B,) bool; for a network with `config.latent`.
 
         Returns:
             (B, outputs, 3, C, R, R).
         """
         b, maps = len(planes), len(self.plane_embedding)
         embedding = self.embed(log_snr_embedding(log_snr, self.embed[0].in_features))  # (B, E)
+        if self.latent is not None:
+            embedding = embedding + self.latent(latent, keep)
         embedding = (embedding[:, None] + self.plane_embedding).flatten(0, 1)  # (B·maps, E)
 
         x = rearrange(planes, "b (m k) c h w -> (b m) (k c) h w", m=maps)  # (B·3, C, R, R) or (B, 3C, R, R)

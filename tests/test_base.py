@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minirodin import cli, evaluation
-from minirodin.base import BaseModel, load_planes, sample_people, train_base, validation_loss
+from minirodin.base import BaseModel, sample_people
+from minirodin.base_training import load_planes, train_base, validation_loss
 from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfig
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.evaluation import compare

@@ -1,0 +1,165 @@
+"""Training the base diffusion model on fitted planes at 64² (E6–E14)."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minirodin.base import KIND, BaseModel, build_unet
+from minirodin.config import Config
+from minirodin.errors import CheckpointError, DataError
+from minirodin.plots import contact_sheet
+from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
+from minirodin.training import Trainer
+from minirodin.triplane import plane_statistics, resize_planes, standardise
+
+PREVIEWS, PREVIEW_STEPS = 8, 25
+
+
+def load_planes(folder: str | Path, resolution: int) -> tuple[Tensor, list[str]]:
+    """All planes of a fitted folder at one size: (S, 3, C, r, r) float16, and the subjects' names.
+
+    Raises:
+        DataError: there are none.
+    """
+    fitted = FittedPlanes(folder)
+    if not len(fitted):
+        raise DataError(f"{folder} holds no fitted planes: give the folder that `minirodin fit` wrote")
+    return torch.stack([resize_planes(fitted.planes(name), resolution).half() for name in fitted.names]), fitted.names
+
+
+def load_latents(folder: str | Path, names: list[str], width: int) -> tuple[Tensor, str]:
+    """What `minirodin encode` left beside planes, for these subjects: (S, K, Z) float32, and the encoder's fingerprint.
+
+    Raises:
+        DataError: there is none, or not for all of them.
+    """
+    from minirodin.latent import Latents
+
+    path = Path(folder) / "latents.safetensors"
+    if not path.exists():
+        raise DataError(f"{path} is missing: make it with `minirodin encode ENCODER PEOPLE --out {path}`")
+    latents = Latents.load(path)
+    places = {name: i for i, name in enumerate(latents.names)}
+    if missing := [name for name in names if name not in places]:
+        raise DataError(f"{path} has no latent of {missing[0]} ({len(missing)} are missing): encode all people again")
+    if latents.latents.shape[-1] != width:
+        raise DataError(f"{path} has latents of {latents.latents.shape[-1]} numbers, base.unet.latent is {width}")
+    return latents.latents[[places[name] for name in names]].float(), latents.fingerprint
+
+
+def train_base(
+    data: str | Path,
+    config: Config,
+    out: str | Path,
+    validation: str | Path | None = None,
+    show_progress: bool = True,
+) -> BaseModel:
+    """Learn the distribution of fitted planes (E6–E12).
+
+    Args:
+        data: folder that `fit_subjects` wrote; with `base.unet.latent` also of `latents.safetensors`.
+        config: `config.base` says which network, process and schedule.
+        out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
+        validation: another such folder, under the same decoder, whose ε-loss is logged.
+
+    Returns:
+        The model with averaged weights.
+
+    Raises:
+        DataError, CheckpointError, ConfigError: one line that names what does not fit.
+    """
+    out = Path(out)
+    shared = FittedPlanes(data).decoder
+    t, given = shared.config.triplane, config.triplane
+    if t.channels != given.channels:
+        raise CheckpointError(f"{data} has planes of {t.channels} channels, preset {config.name!r} {given.channels}")
+    config = replace(shared.config, name=config.name, base=config.base)  # the rest is as the planes were fitted
+    if validation:
+        check_one_decoder(FittedPlanes(data), FittedPlanes(validation))
+    planes, names = load_planes(data, t.base_resolution)
+    mean, std = plane_statistics(planes)
+    std = std.clamp_min(1e-4)  # a channel that nothing uses stays silent
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.base.train.seed)
+        network = build_unet(config.base, config)
+    width, encoder = config.base.unet.latent, ""
+    latents = torch.zeros(len(planes), 1, 0)  # of nobody
+    if width:
+        latents, encoder = load_latents(data, names, width)
+    model = BaseModel(network, shared, config, mean, std, encoder)
+    metadata = {
+        "kind": KIND,
+        "config": json.dumps(config.to_dict()),
+        "decoder": fingerprint(shared.decoder),
+        "subjects": f"{len(names)}: {names[0]} … {names[-1]}",
+        "encoder": encoder,
+    }
+    held_out = None
+    if validation:
+        held_out, unseen = load_planes(validation, t.base_resolution)
+        unseen = load_latents(validation, unseen, width)[0][:, 0] if width else None
+        held_out = held_out, unseen
+
+    def losses(network, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict:
+        x0, z = standardise(batch[0].float(), model.mean, model.std), batch[1]
+        condition = ()
+        if width:
+            keep = torch.rand(len(z), generator=generator, device=z.device) >= config.base.unet.drop_latent
+            condition = z, keep
+        return model.diffusion.losses(network, x0, generator, *condition)
+
+    def batches(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        of = torch.randint(len(planes), (number,), generator=generator, device=planes.device)
+        which = torch.randint(latents.shape[1], (number,), generator=generator, device=planes.device)
+        return planes[of], latents[of, which]
+
+    trainer = Trainer(
+        network, losses, batches, config.base.train, out, metadata, {"mean": mean, "std": std},
+        _previews(model, out, latents[:PREVIEWS, 0] if width else None, held_out),
+    )  # fmt: skip
+    model.to(trainer.device)
+    planes, latents = planes.to(trainer.device), latents.to(trainer.device)
+    if trainer.accelerator.is_main_process:
+        shared.save(out / "decoder.safetensors")
+    trainer.run(show_progress)
+    network.requires_grad_(False)
+    return model
+
+
+def _previews(
+    model: BaseModel, out: Path, latent: Tensor | None, held_out: tuple[Tensor, Tensor | None] | None
+) -> Callable[[int], dict[str, float]]:
+    """What is looked at along the way: people from the same noise every time, and the loss on held-out subjects."""
+
+    def preview(step: int) -> dict[str, float]:
+        count = PREVIEWS if latent is None else len(latent)
+        people = model.sample(model.noise(count, seed=0), PREVIEW_STEPS, latent=latent)
+        pictures = [model.avatar(p).render(azimuth, 5, size=96) for azimuth in (0, 60) for p in people]
+        contact_sheet(pictures, count, out / f"preview-{step:06d}.png")
+        return {"validation": validation_loss(model, *held_out)} if held_out else {}
+
+    return preview
+
+
+def validation_loss(
+    model: BaseModel, planes: Tensor, latents: Tensor | None = None, rounds: int = 8, batch: int = 64
+) -> float:
+    """E7, the error of ε̂, on planes (S, 3, C, r, r) with the same noise and noise levels every time.
+
+    Args:
+        latents: (S, Z) of the same people, for a model that was trained with latents; None: without.
+    """
+    device, total, count = model.mean.device, 0.0, 0
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        for seed in range(rounds):
+            for i in range(0, len(planes), batch):
+                x0 = standardise(planes[i : i + batch].to(device).float(), model.mean, model.std)
+                z = None if latents is None else latents[i : i + batch]
+                generator = torch.Generator(device).manual_seed(seed)
+                eps = model.diffusion.losses(model._conditioned(len(x0), z, 1.0, 0.0), x0, generator)["eps"]
+                total, count = total + float(eps.sum()), count + len(x0)
+    return total / count
