@@ -11,6 +11,13 @@ START, END = "<!-- results: python tools/results_table.py -->", "<!-- /results -
 
 ONE, NOISE = "settings.one-size-plain.mean.", "settings.one-size-from-noise.mean."
 RESCALED, ALONE = (f"settings.private-{name}.mean.64.psnr" for name in ("rescaled", "one-size"))
+AWARE, RATE, SPEED = "variants.aware.", "share_of_matrix_rate", "samples_per_second"
+ABLATION = (
+    ("validation ε-loss", "training.{}.validation_loss", "{:.4f}"),
+    ("Fréchet distance", "samples.{}-dpm++-50.frechet", "{:.1f}"),
+    ("disagreement of the planes", "samples.{}-dpm++-50.disagreement", "{:.2f}"),
+    ("density in free space", "samples.{}-dpm++-50.floating", "{:.2g}"),
+)
 # What is shown, the file, where in it, how, and what was aimed at. A row appears when its file exists.
 ROWS = (
     ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
@@ -38,6 +45,14 @@ ROWS = (
     ("the paper's form of it, over ours", "bench_conv.json", "shapes.0.naive_over_aware", "{:.2f} ×", "≥ 3"),
     ("3D-aware convolution, 64 × 256², over plain", "bench_conv.json", "shapes.1.over_plain", "{:.2f} ×", "≤ 1.5"),
     ("the paper's form of it, over ours", "bench_conv.json", "shapes.1.naive_over_aware", "{:.2f} ×", "≥ 3"),
+    ("training the U-Net of `full`, share of the matrix rate", "bench_unet_full.json", AWARE + RATE, "{:.2f}", "≥ 0.4"),
+    ("training the U-Net of `small`", "bench_unet_small.json", AWARE + SPEED, "{:.0f} people a second", ""),
+    ("the same with the paper's form", "bench_unet_small.json", "variants.aware-naive." + SPEED, "{:.0f} a second", ""),
+    *(
+        (f"base model, {name}: {measure}", "base_ablation.json", path.format(name), form, "")
+        for measure, path, form in ABLATION
+        for name in ("baseline", "rollout", "aware")
+    ),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
 
