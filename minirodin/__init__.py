@@ -6,7 +6,8 @@ __version__ = "0.1.0"
 
 # Heavy modules load on first use, so that `import minirodin` and `minirodin --help` stay quick.
 _EXPORTS = {
-    "Avatar": "pipeline",
+    "Avatar": "avatar",
+    "RodinPipeline": "pipeline",
     "Cameras": "cameras",
     "Capture": "cameras",
     "load_capture": "cameras",

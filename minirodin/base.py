@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minirodin.avatar import Avatar, to_rgb
 from minirodin.config import BaseConfig, Config
 from minirodin.diffusion import Diffusion
 from minirodin.errors import CheckpointError, ConfigError
 from minirodin.guidance import guided
-from minirodin.pipeline import Avatar, to_rgb
 from minirodin.plots import contact_sheet
 from minirodin.progress import progress
 from minirodin.sampling import SAMPLERS, Callback, clamp

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from minirodin import triplane
+from minirodin.avatar import Avatar, to_rgb
 from minirodin.cameras import Capture, find_captures, load_capture, orbit_cameras
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
@@ -15,7 +16,6 @@ from minirodin.fitting import Fitter
 from minirodin.metrics import psnr
 from minirodin.objective import fitting_loss
 from minirodin.observations import Observations
-from minirodin.pipeline import Avatar, to_rgb
 from minirodin.progress import progress
 from minirodin.render import render_views
 from minirodin.shards import SharedDecoder

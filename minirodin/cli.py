@@ -3,7 +3,6 @@
 Heavy modules are imported inside the functions, so that `minirodin --help` answers at once.
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -14,12 +13,15 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from minirodin.cli_models import assess, compare, encode, judge, sample, train
 from minirodin.config import PRESETS, Config
 from minirodin.config import preset as load_preset
 from minirodin.errors import ConfigError, MinirodinError, RenderError
 
 
-def avatars(out: Path, count: int = 8, views: int = 24, size: int = 256, seed: int = 0) -> None:
+def avatars(
+    out: Path, count: int = 8, views: int = 24, size: int = 256, seed: int = 0, portraits: bool = False
+) -> None:
     """Make synthetic people: a folder a subject with RGBA views, cameras and a caption. Existing ones are kept.
 
     Args:
@@ -28,10 +30,11 @@ def avatars(out: Path, count: int = 8, views: int = 24, size: int = 256, seed: i
         views: images of each subject; frame 0 is the frontal portrait.
         size: width and height of an image in pixels.
         seed: of the first subject, the others count up (below 1000000 for training, then validation up to 2000000).
+        portraits: views from near the front only, quicker to make: for `train classifier`.
     """
     from minirodin.avatars.dataset import make_people
 
-    make_people(count=count, views=views, size=size, seed=seed, out=out)
+    make_people(count=count, views=views, size=size, seed=seed, out=out, portraits=portraits)
     print(f"{count} subjects in {out}")
 
 
@@ -76,7 +79,7 @@ def render(avatar: Positional[Path], out: Path, azimuth: float = 0.0, elevation:
     """
     from PIL import Image
 
-    from minirodin.pipeline import Avatar
+    from minirodin.avatar import Avatar
 
     image = Avatar.load(avatar).render(azimuth, elevation, size)
     _save_picture(Image.fromarray((image * 255).round().byte().cpu().numpy()), out)
@@ -116,84 +119,6 @@ def evaluate(
     if out:
         write_json(results, out)
     print(json.dumps({key: value for key, value in results.items() if key != "per_subject"}, indent=1))
-
-
-def train(
-    what: Positional[Literal["base"]],
-    data: Path,
-    out: Path,
-    config: Annotated[Config, tyro.conf.arg(name="")],
-    preset: str = "small",
-    variant: Literal["baseline", "rollout", "aware"] = "aware",
-    validation: Path | None = None,
-) -> None:
-    """Train a network on fitted planes; the same command resumes. Also under accelerate launch and torchrun.
-
-    Args:
-        what: base, the diffusion model on 64² planes.
-        data: folder that `minirodin fit` wrote.
-        out: folder of the model, its log, loss curve and previews.
-        config: any setting of the preset.
-        preset: smoke, small or full: the settings below start from it.
-        variant: planes stacked in channels, rolled out, or rolled out with 3D-aware convolutions.
-        validation: another fitted folder of the same decoder, whose loss is logged.
-    """
-    load_preset(preset)
-    from minirodin.base import train_base
-
-    config = dataclasses.replace(config, base=config.base.of_variant(variant))
-    train_base(data, config, out, validation)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{out}; sample it with: minirodin sample {out} --out {out / 'samples'}")
-
-
-def sample(
-    model: Positional[Path],
-    out: Path,
-    count: int = 16,
-    steps: int = 25,
-    sampler: Literal["ancestral", "ddim", "dpm++"] = "dpm++",
-    seed: int = 0,
-) -> None:
-    """Sample new people from a trained model: planes as `minirodin fit` writes them, and a sheet of pictures.
-
-    Args:
-        model: folder that `minirodin train base` wrote.
-        out: folder of the people; see one with `minirodin render OUT/sample-000000`.
-        count: people.
-        steps: calls of the network for each.
-        sampler: ancestral (stochastic), ddim or dpm++ (deterministic).
-        seed: of the first person, the others count up.
-    """
-    from minirodin.base import BaseModel, sample_people
-
-    if count < 1:
-        raise ConfigError(f"count is {count}: give at least 1")
-    sample_people(BaseModel.load(model), count, out, steps, sampler, seed)
-    print(out / "sheet.png")
-
-
-def compare(
-    samples: Positional[list[Path]],
-    real: Path,
-    train: Path,
-    out: Path | None = None,
-) -> None:
-    """Compare generated people with fitted ones: Fréchet distance, precision, recall, copies, what floats; JSON.
-
-    Args:
-        samples: folders that `minirodin sample` wrote.
-        real: folder of fitted people that the model did not learn from.
-        train: folder of those that it learned from.
-        out: file for the numbers; they are always printed.
-    """
-    from minirodin.evaluation import compare as run
-    from minirodin.evaluation import write_json
-
-    results = run(samples, real, train)
-    if out:
-        write_json(results, out)
-    print(json.dumps(results, indent=1))
 
 
 def bench(
@@ -244,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    commands = {f.__name__: f for f in (avatars, fit, render, demo, evaluate, train, sample, compare, bench, doctor)}
+    functions = (avatars, fit, render, demo, evaluate, train, encode, assess, sample, judge, compare, bench, doctor)
+    commands = {f.__name__: f for f in functions}
     for command in (fit, train):
         commands[command.__name__] = functools.partial(command, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))
     try:

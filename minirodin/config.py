@@ -84,10 +84,12 @@ class UNetConfig:
     variant: str = "aware"  # baseline | rollout | aware
     channels: tuple[int, ...] = (64, 128, 192, 256)  # at R, R/2, R/4, R/8
     blocks: int = 2  # residual blocks a level
-    attention: tuple[int, ...] = (32, 16, 8)  # resolutions
+    attention: tuple[int, ...] = (16, 8)  # resolutions
     head_width: int = 64
     aware_levels: int = 2  # 3D-aware at this many of the highest resolutions; attention does the rest
     dropout: float = 0.0
+    latent: int = 0  # width of the latent z that conditions it (E13); 0: none
+    drop_latent: float = 0.2  # E14: how often z is withheld in training
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,57 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """The attribute classifier, which judges pictures independently of everything that made them."""
+
+    size: int = 96  # pixels a side that the network sees
+    channels: tuple[int, ...] = (32, 64, 128, 256)  # at 1/2, 1/4, 1/8, 1/16 of the size; multiples of 8
+    label_smoothing: float = 0.05  # a little of every label is wrong: an earring can be behind the head
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            **{"steps": 6000, "batch": 256, "lr": 1e-3, "warmup": 300, "weight_decay": 0.05, "ema": 0.998},
+            **{"log_every": 100, "preview_every": 1000, "checkpoint_every": 2000},
+        )
+    )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """E13: the project's own image–text encoder, an open_clip model small enough to be shipped."""
+
+    dimensions: int = 512  # of the space
+    size: int = 96  # pixels a side that the image tower sees
+    patch: int = 8
+    width: int = 256
+    layers: int = 6
+    text_width: int = 192
+    text_layers: int = 6
+    context: int = 48  # tokens of a text; the longest caption has 45
+    head_width: int = 64
+    captions: int = 16  # paraphrases of each person …
+    partial_captions: int = 8  # … and texts that tell one to three things
+    unknown: float = 0.05  # how often a word is made unknown in training, so that strange ones do little harm
+    prompt_weight: float = 1.0  # of the attribute prompts against the captions
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            **{"steps": 8000, "batch": 512, "lr": 5e-4, "warmup": 500, "weight_decay": 0.05, "graph": False},
+            **{"log_every": 100, "preview_every": 1000, "checkpoint_every": 2000},
+        )
+    )
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """E15: the diffusion model over latents."""
+
+    width: int = 384
+    blocks: int = 4
+    drop_text: float = 0.2  # E14: how often the text is withheld in training
+    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(vlb_weight=0.0))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch=512, lr=1e-3))
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run needs, saved with what it makes."""
 
@@ -149,6 +202,9 @@ class Config:
     render: RenderConfig = field(default_factory=RenderConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -187,6 +243,28 @@ PRESETS = {
                 **{"log_every": 10, "preview_every": 30, "checkpoint_every": 20},
             ),
         ),
+        encoder=EncoderConfig(
+            **{"size": 64, "patch": 16, "width": 96, "layers": 3, "text_width": 64, "text_layers": 2, "head_width": 32},
+            train=TrainConfig(
+                **{"steps": 200, "batch": 32, "lr": 1e-3, "warmup": 20, "ema": 0.95, "graph": False},
+                **{"log_every": 20, "preview_every": 100, "checkpoint_every": 100},
+            ),
+        ),
+        latent=LatentConfig(
+            **{"width": 64, "blocks": 2},
+            train=TrainConfig(
+                **{"steps": 200, "batch": 64, "lr": 3e-3, "warmup": 20, "ema": 0.95},
+                **{"log_every": 20, "preview_every": 100, "checkpoint_every": 100},
+            ),
+        ),
+        classifier=ClassifierConfig(
+            size=64,
+            channels=(16, 32, 64, 96),
+            train=TrainConfig(
+                **{"steps": 200, "batch": 32, "lr": 3e-3, "warmup": 20, "ema": 0.95},
+                **{"log_every": 20, "preview_every": 100, "checkpoint_every": 100},
+            ),
+        ),
     ),
     "small": Config(),
     "full": Config(
@@ -197,7 +275,7 @@ PRESETS = {
         render=RenderConfig(grid=128, bins=256, samples=48, view_samples=128),
         fit=FitConfig(shared_steps=60_000, steps=8000, rays=8192),
         base=BaseConfig(
-            unet=UNetConfig(channels=(192, 384, 576, 768), blocks=3, dropout=0.1),
+            unet=UNetConfig(channels=(192, 384, 576, 768), blocks=3, attention=(32, 16, 8), dropout=0.1),
             plain_channels=(192, 448, 608, 768),
             train=TrainConfig(steps=500_000, batch=256, lr=1e-4, warmup=5000, ema=0.9999),
         ),

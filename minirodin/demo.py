@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from minirodin.avatar import Avatar, to_rgb
 from minirodin.cameras import find_captures, load_capture
 from minirodin.config import Config, preset
 from minirodin.errors import DataError
 from minirodin.fitting import fit_subjects
 from minirodin.metrics import psnr
-from minirodin.pipeline import Avatar, to_rgb
 from minirodin.plots import contact_sheet
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"

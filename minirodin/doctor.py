@@ -110,7 +110,7 @@ def _perceptual():
 
 def _text():
     version = _version("open_clip_torch")
-    yield _line(version, "open_clip", version, "not installed (optional, CLIP embeddings): pip install open_clip_torch")
+    yield _line(version, "open_clip", version, "missing: pip install open_clip_torch (portraits and texts to latents)")
 
 
 def _version(name: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minirodin.avatar import Avatar, to_rgb
 from minirodin.cameras import Capture, find_captures, load_capture, orbit_cameras
 from minirodin.errors import DataError
 from minirodin.generation_metrics import (
@@ -21,7 +22,6 @@ from minirodin.generation_metrics import (
 )
 from minirodin.metrics import image_metrics, spectral_share, wiener_eps_loss
 from minirodin.perceptual import FeatureNetwork, feature_network, perceptual_distance
-from minirodin.pipeline import Avatar, to_rgb
 from minirodin.progress import progress
 from minirodin.shards import FittedPlanes, check_one_decoder
 from minirodin.triplane import resize_planes

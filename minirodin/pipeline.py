@@ -1,113 +1,158 @@
-"""What a user imports: an `Avatar` is planes + decoder + config, in one file, that can be rendered from anywhere."""
+"""What a user imports: `RodinPipeline`, everything together, and the `Avatar` that it makes."""
 
-import copy
-import json
+import math
 from pathlib import Path
 
-import imageio.v3 as imageio
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from minirodin.cameras import Cameras, orbit_cameras
-from minirodin.config import Config
-from minirodin.decoder import TriplaneDecoder
-from minirodin.errors import RenderError
-from minirodin.progress import progress
-from minirodin.render import Occupancy, occupancy_from_planes, render_views
-from minirodin.shards import FittedPlanes, atomic_save, build_decoder, checked_planes, config_from, read_tensors
-from minirodin.triplane import resize_planes
+from minirodin.avatar import Avatar, Origin, to_rgb
+from minirodin.base import BaseModel
+from minirodin.errors import CheckpointError, ConfigError
+from minirodin.latent import ImageTextEncoder, read_portrait
+from minirodin.latent_diffusion import LatentModel
+
+__all__ = ["Avatar", "RodinPipeline", "to_rgb"]
+PROMPT_GUIDANCE = 2.0  # of the latent model towards a text
+MAX_STRENGTH = 10.0  # of an edit
 
 
-class Avatar:
-    """A person as a radiance field.
+class RodinPipeline:
+    """Text, portrait or nothing in, an avatar out; edits and interpolations of latents (E13–E16).
 
     Args:
-        planes: (3, C, R, R), on the decoder's scale.
-        decoder: the shared decoder that the planes were fitted to or generated for.
-        config: of that decoder.
+        base: the base diffusion model.
+        encoder: of images and texts; needed for portraits, prompts and edits.
+        prior: the diffusion model over latents; needed for prompts, and for anybody.
+
+    Raises:
+        CheckpointError: parts that were trained with different encoders.
 
     Example:
-        >>> avatar = Avatar.load("fitted/000017")        # a subject of a fitted folder, or an avatar file
-        >>> image = avatar.render(azimuth=30, size=256)  # (256, 256, 4), RGBA in [0, 1]
-        >>> avatar.turntable("turntable.mp4")
+        >>> pipe = RodinPipeline.from_pretrained("runs/rodin")
+        >>> avatar = pipe("a young woman with long red hair and round glasses", seed=3)
+        >>> older = pipe.edit(avatar, "an old woman", source="a young woman")
     """
 
-    def __init__(self, planes: Tensor, decoder: TriplaneDecoder, config: Config):
-        self.planes, self.decoder, self.config = planes, decoder, config
-        self._occupancy: dict[int, Occupancy] = {}
+    def __init__(
+        self, base: BaseModel, encoder: ImageTextEncoder | None = None, prior: LatentModel | None = None
+    ):
+        wanted = base.encoder
+        for name, part in (("encoder", encoder and encoder.fingerprint), ("latent model", prior and prior.encoder)):
+            if part is not None and part != wanted:
+                raise CheckpointError(f"the {name} belongs to latents {part}, the base model to {wanted or 'none'}")
+        self.base, self.encoder, self.prior = base, encoder, prior
 
     @classmethod
-    def load(cls, path: str | Path) -> "Avatar":
-        """Read an avatar file, or `FOLDER/NAME` for a subject of a fitted folder; raises `CheckpointError`."""
-        path = Path(path)
-        if not path.exists() and (path.parent / "decoder.safetensors").is_file():
-            fitted = FittedPlanes(path.parent)
-            shared = fitted.decoder
-            return cls(fitted.planes(path.name), shared.decoder, shared.config)
-        tensors, metadata = read_tensors(path, "avatar")
-        config = config_from(metadata, path)
-        planes = checked_planes(tensors.pop("planes", torch.empty(0)), config, path)
-        weights = {key.removeprefix("decoder."): value for key, value in tensors.items()}
-        return cls(planes, build_decoder(config, weights, path), config)
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> "RodinPipeline":
+        """Read `folder/base` and, where they are, `folder/encoder` and `folder/latent`; raises `CheckpointError`."""
+        folder = Path(folder)
+        if not (folder / "base").is_dir():
+            raise CheckpointError(f"{folder} has no folder 'base': give one with base/, encoder/ and latent/")
+        encoder = ImageTextEncoder.load(folder / "encoder", device) if (folder / "encoder").is_dir() else None
+        prior = LatentModel.load(folder / "latent", device) if (folder / "latent").is_dir() else None
+        return cls(BaseModel.load(folder / "base", device), encoder, prior)
 
-    def save(self, path: str | Path) -> Path:
-        """Write planes (float16), decoder and config into one safetensors file, atomically."""
-        tensors = {"planes": self.planes.half()} | {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
-        atomic_save(tensors, Path(path), {"kind": "avatar", "config": json.dumps(self.config.to_dict())})
-        return Path(path)
-
-    def to(self, device: str | torch.device) -> "Avatar":
-        """The same avatar on another device; itself where it is there already."""
-        if self.planes.device == torch.empty(0, device=device).device:
-            return self
-        return Avatar(self.planes.to(device), copy.deepcopy(self.decoder).to(device), self.config)
-
-    def views(self, cameras: Cameras, resolution: int | None = None) -> Tensor:
-        """Pictures from any cameras: (V, H, W, 4) float32 RGBA in [0, 1], straight alpha.
+    def __call__(
+        self,
+        prompt: str | None = None,
+        image=None,
+        latent: Tensor | None = None,
+        seed: int = 0,
+        guidance_scale: float = 1.5,
+        num_inference_steps: int = 25,
+    ) -> Avatar:
+        """One avatar: described by `prompt`, seen in `image`, of a `latent` (Z,), or, with none of them, anybody.
 
         Args:
-            resolution: render the planes at this size instead of their own (E5c).
+            image: as for `latent.read_portrait`.
+            seed: of all noise; the same seed and latent make the same avatar.
+            guidance_scale: E14, of the base model towards the latent, and of the prior towards the prompt.
+            num_inference_steps: calls of the base network.
+
+        Raises:
+            ConfigError: more than one description. DataError: an unusable one. CheckpointError: a part is missing.
         """
-        resolution = resolution or self.planes.shape[-1]
-        planes, settings = resize_planes(self.planes, resolution), self.config.render
-        occupancy = self.occupancy(resolution)
-        return render_views(planes, self.decoder, cameras, occupancy, settings.bins, settings.view_samples)
+        if sum(given is not None for given in (prompt, image, latent)) > 1:
+            raise ConfigError("give one of prompt, image and latent")
+        if prompt is not None:
+            text = self._part("encoder").texts([prompt])
+            latent = self._part("prior").sample(1, text, seed, guidance_scale=PROMPT_GUIDANCE)[0]
+        elif image is not None:
+            latent = self.invert(image)
+        elif latent is None and self.base.encoder:
+            latent = self._part("prior").sample(1, seed=seed)[0]
+        return self.sculpt(latent, seed, guidance_scale, num_inference_steps)
 
-    def occupancy(self, resolution: int | None = None) -> Occupancy:
-        """Where the avatar is, at a plane size; computed once."""
-        resolution = resolution or self.planes.shape[-1]
-        if resolution not in self._occupancy:
-            planes = resize_planes(self.planes, resolution)
-            self._occupancy[resolution] = occupancy_from_planes(planes[None], self.decoder, self.config.render.grid)
-        return self._occupancy[resolution]
+    def sculpt(
+        self, latent: Tensor | None, seed: int = 0, guidance_scale: float = 1.5, num_inference_steps: int = 25
+    ) -> Avatar:
+        """The avatar of a latent (Z,) and a seed."""
+        z = None if latent is None else latent[None].to(self.base.mean.device)
+        planes = self.base.sample(
+            self.base.noise(1, seed), num_inference_steps, seed=seed, latent=z, guidance_scale=guidance_scale
+        )
+        avatar = self.base.avatar(planes[0])
+        if latent is not None:
+            avatar.origin = Origin(latent.float().cpu(), seed, self.base.encoder)
+        return avatar
 
-    def render(
-        self, azimuth: float = 0, elevation: float = 0, size: int = 256, resolution: int | None = None
-    ) -> Tensor:
-        """One picture, (size, size, 4) float32 RGBA in [0, 1]; angles in degrees as in `cameras.orbit_cameras`."""
-        if not 1 <= size <= 4096:
-            raise RenderError(f"size is {size} pixels: choose 1 … 4096")
-        if not (np.isfinite(azimuth) and abs(elevation) < 90):
-            raise RenderError(f"azimuth {azimuth}, elevation {elevation}: give degrees, elevation within ±89")
-        return self.views(orbit_cameras(azimuth, elevation, size), resolution)[0]
+    def invert(self, image) -> Tensor:
+        """E16: the latent (Z,) of a portrait; `image` as for `latent.read_portrait`."""
+        return self._part("encoder").images(read_portrait(image)[None])[0]
 
-    def turntable(
-        self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8, show_progress: bool = False
-    ) -> Path:
-        """A full turn as MP4 or GIF (by the file's ending), on white; raises `RenderError` for another ending."""
-        kind = Path(path).suffix.lower()
-        if kind not in (".mp4", ".gif"):
-            raise RenderError(f"{path} ends in {kind or 'nothing'!r}: a turntable is an .mp4 or a .gif")
-        cameras = orbit_cameras(np.arange(frames) * 360 / frames, elevation, size)
-        turn = progress(range(frames), desc="turntable", unit="frame", enabled=show_progress)
-        images = torch.cat([self.views(cameras[[i]]).cpu() for i in turn])
-        rgb = (to_rgb(images) * 255).round().byte().numpy()
-        settings = {"fps": 24, "macro_block_size": 2} if kind == ".mp4" else {"duration": 1000 / 24, "loop": 0}
-        imageio.imwrite(path, rgb, **settings)
-        return Path(path)
+    def edit(
+        self,
+        subject: Avatar | Tensor,
+        target: str,
+        source: str | None = None,
+        strength: float = 1.0,
+        seed: int | None = None,
+        guidance_scale: float = 1.5,
+        num_inference_steps: int = 25,
+    ) -> Avatar:
+        """E16: the same person as `target` says, z′ = z + s·δ, δ from the embedding of `source` to that of `target`.
 
+        The noise stays that of the subject, so that what is not asked for changes little.
 
-def to_rgb(images: Tensor, background: float = 1.0) -> Tensor:
-    """RGBA pictures over a plain background: (..., 4) → (..., 3)."""
-    return images[..., :3] * images[..., 3:] + background * (1 - images[..., 3:])
+        Args:
+            subject: an avatar of this pipeline, or a latent (Z,).
+            source: what is to be replaced, in the same words as `target` where they agree; by default "a person".
+            strength: s; 0 leaves the latent as it is, negative goes the other way.
+
+        Raises:
+            ConfigError: no usable strength. CheckpointError: an avatar of another encoder, or without a latent.
+        """
+        if not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
+            raise ConfigError(f"strength is {strength}: give a number within ±{MAX_STRENGTH}")
+        latent, noise = self._origin(subject)
+        there, here = self._part("encoder").texts([target, source or "a person"]).to(latent)
+        edited = F.normalize(latent + strength * (there - here), dim=0)
+        return self.sculpt(edited, noise if seed is None else seed, guidance_scale, num_inference_steps)
+
+    def interpolate(
+        self, a: Avatar | Tensor, b: Avatar | Tensor, count: int = 5, guidance_scale: float = 1.5,
+        num_inference_steps: int = 25,
+    ) -> list[Avatar]:  # fmt: skip
+        """Avatars along the arc between two latents, with the noise of the first."""
+        (start, seed), (end, _) = self._origin(a), self._origin(b)
+        angle = torch.arccos((start @ end).clamp(-1, 1)).clamp_min(1e-4)
+        arc = [(torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+               for t in torch.linspace(0, 1, count)]  # fmt: skip
+        return [self.sculpt(F.normalize(z, dim=0), seed, guidance_scale, num_inference_steps) for z in arc]
+
+    def _origin(self, subject: Avatar | Tensor) -> tuple[Tensor, int]:
+        if isinstance(subject, Tensor):
+            return F.normalize(subject.float().cpu(), dim=0), 0
+        if subject.origin is None:
+            raise CheckpointError("this avatar has no latent: invert a portrait of it, and edit that")
+        if subject.origin.encoder != self.base.encoder:
+            raise CheckpointError("this avatar's latent is of another encoder: invert a portrait of it, and edit that")
+        return subject.origin.latent, subject.origin.seed
+
+    def _part(self, name: str):
+        part = getattr(self, name)
+        if part is None:
+            raise CheckpointError(f"this pipeline has no {name}: it can only sculpt latents that are given")
+        return part

@@ -529,7 +529,8 @@ def seen(level):
 
 
 change = {level: seen(level) for level in range(-2, 11, 2)}
-show_curves({"render": (list(change), list(change.values()))}, "λ", "PSNR in dB", "a picture, with and without the noise")
+curves = {"render": (list(change), list(change.values()))}
+show_curves(curves, "λ", "PSNR in dB", "a picture, with and without the noise")
 
 # %% tags=["check"]
 assert change[6] > 40 and change[10] > change[6] + 10, change

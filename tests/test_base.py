@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minirodin import cli, evaluation
+from minirodin.avatar import Avatar
 from minirodin.base import BaseModel, sample_people
 from minirodin.base_training import load_planes, train_base, validation_loss
 from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfig
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.evaluation import compare
 from minirodin.fitting import fit_subjects
-from minirodin.pipeline import Avatar
 from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
 from minirodin.triplane import standardise
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from minirodin import cli, demo, doctor
-from minirodin.pipeline import Avatar
+from minirodin.avatar import Avatar
 from minirodin.shards import FittedPlanes
 
 

@@ -12,6 +12,7 @@ from minirodin.avatars.attributes import Attributes, sample_attributes
 from minirodin.avatars.captions import caption
 from minirodin.cameras import Cameras, Capture, capture_cameras, orbit_cameras, save_capture
 from minirodin.errors import ConfigError, DataError
+from minirodin.portraits import portrait_cameras
 from minirodin.progress import progress
 
 LAST_SEED = 2_000_000  # seeds below 1 000 000 are for training, the rest below this for validation
@@ -27,6 +28,7 @@ def make_people(
     workers: int | None = None,
     detail: int = 2,
     show_progress: bool = True,
+    portraits: bool = False,
 ) -> list[Path]:
     """Render the subjects `seed` … `seed + count - 1` into folders `out/000017`, named by their seed.
 
@@ -37,12 +39,13 @@ def make_people(
         views: images a subject, frame 0 frontal; size: pixels a side.
         workers: processes; by default one a core. Scripts that call this need `if __name__ == "__main__":`.
         detail: 1 for a coarser and quicker skin mesh, 2 for the full one.
+        portraits: views from near the front only, `detail` 1: to learn from pictures, not to fit.
 
     Returns:
         The folders, in the order of the seeds.
 
     Raises:
-        ConfigError: numbers out of range, or folders there that hold other views or sizes.
+        ConfigError: numbers out of range, or folders there that hold other views, sizes or cameras.
         DataError: `out` cannot be written to, or the disk is full. RenderError: no OpenGL.
     """
     _check(count, views, size, seed)
@@ -54,7 +57,9 @@ def make_people(
     if not os.access(out, os.W_OK):
         raise DataError(f"{out} is not writable: choose another folder")
     folders = [out / f"{s:06d}" for s in range(seed, seed + count)]
-    todo = [(s, views, size, detail, f) for s, f in enumerate(folders, seed) if not _is_done(f, views, size)]
+    detail = 1 if portraits else detail
+    tasks = [(s, views, size, detail, f, portraits) for s, f in enumerate(folders, seed)]
+    todo = [task for task in tasks if not _is_done(task[4], _cameras(views, size, task[0], portraits))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or cores, len(todo))
     bar = progress(total=count, desc="people", unit="person", enabled=show_progress)
@@ -69,9 +74,9 @@ def make_people(
     return folders
 
 
-def make_person(seed: int, views: int, size: int, detail: int, folder: Path) -> Path:
+def make_person(seed: int, views: int, size: int, detail: int, folder: Path, portraits: bool = False) -> Path:
     """Build and render one subject and write its capture folder."""
-    capture = render_person(sample_attributes(seed), capture_cameras(views, size, seed), folder.name, detail)
+    capture = render_person(sample_attributes(seed), _cameras(views, size, seed, portraits), folder.name, detail)
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -121,19 +126,26 @@ def _in_parallel(todo: list, workers: int, threads: int, bar) -> None:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _is_done(folder: Path, views: int, size: int) -> bool:
+def _cameras(views: int, size: int, seed: int, portraits: bool) -> Cameras:
+    return (portrait_cameras if portraits else capture_cameras)(views, size, seed)
+
+
+def _is_done(folder: Path, cameras: Cameras) -> bool:
     path = folder / "transforms.json"
     if not path.is_file():
         return False
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        found = len(meta["frames"]), meta["w"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found, last = (len(meta["frames"]), meta["w"]), meta["frames"][-1]["transform_matrix"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         raise DataError(f"{path} is not a capture of this program: move it away or choose another folder") from None
-    if found != (views, size):
+    wanted = len(cameras), cameras.width
+    if found != wanted:
         raise ConfigError(
-            f"{folder} has {found[0]} views of {found[1]} pixels, not {views} of {size}: choose another folder"
+            f"{folder} has {found[0]} views of {found[1]} pixels, not {wanted[0]} of {wanted[1]}: choose another folder"
         )
+    if last != cameras.camera_to_world[-1].tolist():
+        raise ConfigError(f"{folder} is seen by other cameras (portraits, or all around): choose another folder")
     return True
 
 

@@ -1,0 +1,259 @@
+"""The commands that train networks, and that look at what they make."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from minirodin.config import Config
+from minirodin.config import preset as load_preset
+from minirodin.errors import CheckpointError, ConfigError
+
+
+def train(
+    what: Positional[Literal["base", "classifier", "encoder", "latent"]],
+    data: Path,
+    out: Path,
+    config: Annotated[Config, tyro.conf.arg(name="")],
+    preset: str = "small",
+    variant: Literal["baseline", "rollout", "aware"] | None = None,
+    validation: Path | None = None,
+) -> None:
+    """Train a network; the same command resumes. Also under accelerate launch and torchrun.
+
+    Args:
+        what: base, the diffusion model on 64² planes; classifier, the judge of attributes in pictures; encoder, the
+            space of images and texts; latent, the diffusion model on its latents.
+        data: for base the folder that `minirodin fit` wrote, for latent the file of `minirodin encode`, for the others
+            the folder of `minirodin avatars --portraits`.
+        out: folder of the model, its log, loss curve and previews.
+        config: any setting of the preset.
+        preset: smoke, small or full: the settings below start from it.
+        variant: of base: planes stacked in channels, rolled out, or, as by default, that with 3D-aware convolutions.
+        validation: another folder like `data` (for base: of the same decoder), whose loss is logged.
+    """
+    runs = {
+        "base": lambda: _train_base(data, config, out, validation, variant or "aware"),
+        "classifier": lambda: _train_classifier(data, config, out, validation),
+        "encoder": lambda: _train_encoder(data, config, out, validation),
+        "latent": lambda: _train_latent(data, config, out, validation),
+    }
+    _check_flags(what, list(runs), config, load_preset(preset), {"variant": variant})
+    advice = runs[what]()
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{out}; {advice}")
+
+
+def _train_base(data: Path, config: Config, out: Path, validation: Path | None, variant: str) -> str:
+    from minirodin.base_training import train_base
+
+    train_base(data, dataclasses.replace(config, base=config.base.of_variant(variant)), out, validation)
+    return f"sample it with: minirodin sample {out} --out {out / 'samples'}"
+
+
+def _train_classifier(data: Path, config: Config, out: Path, validation: Path | None) -> str:
+    from minirodin.classifier import train_classifier
+
+    train_classifier(data, config, out, validation)
+    return f"measure it with: minirodin assess {out} {validation or 'PORTRAITS'}"
+
+
+def _train_encoder(data: Path, config: Config, out: Path, validation: Path | None) -> str:
+    from minirodin.encoder_training import train_encoder
+
+    train_encoder(data, config, out, validation)
+    return f"measure it with: minirodin assess {out} {validation or 'PORTRAITS'}"
+
+
+def _train_latent(data: Path, config: Config, out: Path, validation: Path | None) -> str:
+    from minirodin.latent_diffusion import train_latent
+
+    train_latent(data, config, out, validation)
+    return "it samples latents for prompts, in a pipeline beside base and encoder"
+
+
+def encode(encoder: Positional[str], people: Positional[Path], out: Path) -> None:
+    """Write the latents of people: of each one's frontal portrait as it is, and jittered.
+
+    Args:
+        encoder: folder that `minirodin train encoder` wrote, or an open_clip model as MODEL/WEIGHTS.
+        people: folder that `minirodin avatars` wrote.
+        out: file to write; `minirodin train base` looks for latents.safetensors beside the planes.
+    """
+    from minirodin.latent import ImageTextEncoder, encode_people
+
+    latents = encode_people(ImageTextEncoder.load(encoder), people, out)
+    print(f"{out}: {len(latents)} people")
+
+
+def assess(model: Positional[Path], portraits: Positional[Path], out: Path | None = None) -> None:
+    """Measure a model that looks at pictures, on portraits that it did not learn from; JSON.
+
+    Args:
+        model: folder that `minirodin train classifier` or `minirodin train encoder` wrote.
+        portraits: folder that `minirodin avatars --portraits` wrote.
+        out: file for the numbers; they are always printed.
+    """
+    from minirodin.evaluation import provenance, write_json
+
+    runs = {"attribute classifier": _assess_classifier, "image-text encoder": _assess_encoder}
+    kind = _kind_of(model / "model.safetensors")
+    if kind not in runs:
+        raise ConfigError(f"{model} holds a {kind}, which assess does not measure: give a {' or '.join(runs)}")
+    results = {**provenance(), "kind": kind, **runs[kind](model, portraits)}
+    if out:
+        write_json(results, out)
+    print(json.dumps(results, indent=1))
+
+
+def _assess_classifier(model: Path, portraits: Path) -> dict:
+    from minirodin.classifier import AttributeClassifier, accuracy
+    from minirodin.portraits import Portraits
+
+    return accuracy(AttributeClassifier.load(model), Portraits.load(portraits))
+
+
+def _assess_encoder(model: Path, portraits: Path) -> dict:
+    from minirodin.encoder_training import assess_encoder
+    from minirodin.latent import ImageTextEncoder
+    from minirodin.portraits import Portraits
+
+    return assess_encoder(ImageTextEncoder.load(model), Portraits.load(portraits))
+
+
+def sample(
+    model: Positional[Path],
+    out: Path,
+    count: int = 16,
+    steps: int = 25,
+    sampler: Literal["ancestral", "ddim", "dpm++"] = "dpm++",
+    seed: int = 0,
+    latents: Path | None = None,
+    guidance_scale: float = 1.5,
+) -> None:
+    """Sample new people from a trained model: planes as `minirodin fit` writes them, and a sheet of pictures.
+
+    Args:
+        model: folder that `minirodin train base` wrote.
+        out: folder of the people; see one with `minirodin render OUT/sample-000000`.
+        count: people.
+        steps: calls of the network for each.
+        sampler: ancestral (stochastic), ddim or dpm++ (deterministic).
+        seed: of the first person, the others count up.
+        latents: file that `minirodin encode` wrote: the people are those whose portraits it knows, as many as it has.
+        guidance_scale: with latents, how much they count.
+    """
+    from minirodin.base import BaseModel, sample_people
+
+    if count < 1:
+        raise ConfigError(f"count is {count}: give at least 1")
+    base, z = BaseModel.load(model), None
+    if latents:
+        from minirodin.latent import Latents
+
+        known = Latents.load(latents)
+        if known.fingerprint != base.encoder:
+            raise CheckpointError(f"{latents} is of another encoder than {model}: encode the people again")
+        z = known.latents[:count, 0].float()
+        count = len(z)
+    sample_people(base, count, out, steps, sampler, seed, latents=z, guidance_scale=guidance_scale)
+    print(out / "sheet.png")
+
+
+def judge(
+    pipeline: Positional[Path],
+    classifier: Path,
+    portraits: Path,
+    out: Path | None = None,
+    scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0),
+    limit: int = 128,
+    prompts: int = 200,
+    steps: int = 25,
+) -> None:
+    """Do generated people look as portraits, prompts and edits asked? A classifier that had no part in it tells; JSON.
+
+    Args:
+        pipeline: folder with base, encoder and latent.
+        classifier: folder that `minirodin train classifier` wrote.
+        portraits: folder of `minirodin avatars --portraits`, of people that nothing was trained on.
+        out: file for the numbers; their means are always printed.
+        scales: guidance scales for the portraits.
+        limit: people.
+        prompts: how many.
+        steps: calls of the base network for each avatar.
+    """
+    from minirodin.classifier import AttributeClassifier
+    from minirodin.evaluation import provenance, write_json
+    from minirodin.judgement import judge_edits, judge_portraits, judge_texts
+    from minirodin.pipeline import RodinPipeline
+    from minirodin.portraits import Portraits
+
+    pipe, judging = RodinPipeline.from_pretrained(pipeline), AttributeClassifier.load(classifier)
+    people = Portraits.load(portraits)
+    people = Portraits(people.names[:limit], people.pictures[:limit], people.attributes[:limit])
+    results = {
+        **provenance(),
+        "portraits": judge_portraits(pipe, judging, people, scales, steps),
+        "texts": judge_texts(pipe, judging, prompts, steps=steps),
+        "edits": judge_edits(pipe, judging, people, steps=steps),
+    }
+    if out:
+        write_json(results, out)
+    scored = results["portraits"]["scales"].items()
+    rows = {f"portraits, scale {scale}": row["agreement"]["mean"] for scale, row in scored}
+    rows |= {"real portraits": results["portraits"]["real"]["mean"], "texts": results["texts"]["mean"]}
+    print(json.dumps(rows | results["edits"]["mean"], indent=1))
+
+
+def compare(
+    samples: Positional[list[Path]],
+    real: Path,
+    train: Path,
+    out: Path | None = None,
+) -> None:
+    """Compare generated people with fitted ones: Fréchet distance, precision, recall, copies, what floats; JSON.
+
+    Args:
+        samples: folders that `minirodin sample` wrote.
+        real: folder of fitted people that the model did not learn from.
+        train: folder of those that it learned from.
+        out: file for the numbers; they are always printed.
+    """
+    from minirodin.evaluation import compare as run
+    from minirodin.evaluation import write_json
+
+    results = run(samples, real, train)
+    if out:
+        write_json(results, out)
+    print(json.dumps(results, indent=1))
+
+
+def _kind_of(path: Path) -> str:
+    """What a model file says it is."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: give the folder that `minirodin train` wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("kind", "file of no known kind")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is cut short or damaged ({error}): make it again") from None
+
+
+def _check_flags(what: str, kinds: list[str], config: Config, untouched: Config, options: dict) -> None:
+    """Refuse flags of `train` that `what` would not look at.
+
+    A section of the settings that is named after a kind is that kind's own; all others, and the options, are base's.
+    """
+    given = {f"--{name}": "base" for name, value in options.items() if value is not None}
+    for field in dataclasses.fields(Config):
+        if getattr(config, field.name) != getattr(untouched, field.name):
+            given[f"--{field.name}.…"] = field.name if field.name in kinds else "base"
+    for flag, kind in given.items():
+        if kind != what:
+            raise ConfigError(f"{flag} means nothing to `train {what}`, it is for `train {kind}`: leave it out")

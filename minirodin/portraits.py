@@ -1,0 +1,163 @@
+"""Portraits: near-frontal pictures of many synthetic people, and how they are varied to train on.
+
+What learns to see (the image–text encoder, the attribute classifier) shall see the person, not how the picture was
+made: `jitter` changes everything about a picture but who is in it, and never mirrors it, since the side of a parting is
+an attribute.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minirodin.avatars.attributes import Attributes
+from minirodin.cameras import Cameras, find_captures, load_capture, orbit_cameras
+from minirodin.errors import DataError
+
+AZIMUTH, ELEVATION, DISTANCE = (-30.0, 30.0), (-12.0, 18.0), (0.9, 1.1)  # degrees, degrees, of the usual radius
+ZOOM, ANGLE, SHIFT = (0.82, 1.2), (-10.0, 10.0), (-0.13, 0.13)  # factor, degrees, of half a picture's side
+GAIN, CONTRAST, TEMPERATURE = (0.8, 1.2), (0.8, 1.2), (-0.09, 0.09)  # factors; red grows as e^T, blue shrinks
+BLURS = (64, 48, 36)  # pixels a side that a picture may be reduced to: a 64² plane shows as much, or less
+NOISE = 0.04  # largest standard deviation
+
+
+def portrait_cameras(views: int, size: int, seed: int) -> Cameras:
+    """Frame 0 is exactly frontal, as in `capture_cameras`; the others lie around it, drawn from the seed.
+
+    Azimuth within ±30°, elevation −12 … 18°, distance ±10 %; all look at the origin.
+    """
+    rng = np.random.default_rng([seed, 0xFACE])
+    ranges = np.array([AZIMUTH, ELEVATION, DISTANCE])
+    azimuth, elevation, distance = rng.uniform(*ranges.T, (views - 1, 3)).T
+    cameras = orbit_cameras(np.r_[0, azimuth], np.r_[0, elevation], size)
+    cameras.camera_to_world[:, :3, 3] *= torch.from_numpy(np.r_[1, distance])[:, None]
+    return cameras
+
+
+@dataclass(frozen=True)
+class Portraits:
+    """Pictures of S people, V of each, and what each person looks like.
+
+    Attributes:
+        names: S folder names.
+        pictures: (S, V, H, W, 4) uint8, RGBA with straight alpha; view 0 is frontal.
+        attributes: S of them.
+    """
+
+    names: list[str]
+    pictures: Tensor
+    attributes: list[Attributes]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Portraits":
+        """Read what `make_people(..., portraits=True)` wrote.
+
+        Raises:
+            DataError: no people there, pictures of unequal number or size, or a person without attributes.
+        """
+
+        def read(path: Path) -> tuple[np.ndarray, Attributes]:
+            capture = load_capture(path)
+            try:
+                return capture.images, Attributes.from_dict(capture.attributes)
+            except DataError as error:
+                raise DataError(f"{path}: {error}; `minirodin avatars --portraits` makes such people") from None
+
+        folders = find_captures(folder)
+        with ThreadPoolExecutor() as pool:
+            images, attributes = zip(*pool.map(read, folders), strict=True)
+        for path, image in zip(folders, images, strict=True):
+            if image.shape != images[0].shape:
+                (v, h, w), (v0, h0, w0) = image.shape[:3], images[0].shape[:3]
+                raise DataError(
+                    f"{path} has {v} pictures of {w}×{h}, but {folders[0].name} has {v0} of {w0}×{h0}: make them equal"
+                )
+        return cls([path.name for path in folders], torch.from_numpy(np.stack(images)), list(attributes))
+
+
+def plain(pictures: Tensor, size: int) -> Tensor:
+    """Pictures as they are, on white: (B, H, W, 4) uint8 → (B, 3, size, size) float32 in [0, 1], on their device."""
+    rgba = _premultiplied(pictures)
+    rgba = F.interpolate(rgba, (size, size), mode="bilinear", antialias=True)
+    return (rgba[:, :3] + 1 - rgba[:, 3:]).clamp(0, 1)
+
+
+def jitter(pictures: Tensor, generator: torch.Generator, size: int) -> Tensor:
+    """Pictures varied as photographs vary, a draw each: place, background, light, sharpness, noise; never mirrored.
+
+    Args:
+        pictures: (B, H, W, 4) uint8, RGBA with straight alpha.
+        generator: on the device of the pictures; everything random comes from it.
+        size: width and height of the result.
+
+    Returns:
+        (B, 3, size, size) float32 in [0, 1], on the same device.
+
+    Raises:
+        DataError: pictures of another shape or type.
+    """
+    rgba, count = _premultiplied(pictures), len(pictures)
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        u = torch.rand(count, *shape, generator=generator, device=pictures.device)
+        return low + (high - low) * u
+
+    if rgba.shape[-1] > size:  # grid_sample alone would skip pixels
+        rgba = F.interpolate(rgba, (size, size), mode="bilinear", antialias=True)
+    zoom = draw(*map(math.log, ZOOM)).exp()
+    rgba = place(rgba, zoom, draw(*ANGLE).deg2rad(), draw(*SHIFT, 2), size)
+
+    # From one colour to another along any direction, or, for half of them, one colour only; pure white is not rare.
+    grey, tint = draw(-0.3, 1.3, 2, 1, 1, 1), draw(0, 1, 1, 1, 1, 1)
+    first, second = torch.lerp(grey, draw(0, 1, 2, 3, 1, 1), tint).clamp(0, 1).unbind(1)  # each (B, 3, 1, 1)
+    second = torch.where(draw(0, 1, 1, 1, 1) < 0.5, first, second)
+    axis = torch.linspace(-0.5, 0.5, size, device=pictures.device)
+    along = draw(0, 2 * math.pi, 1, 1, 1)
+    ramp = (0.5 + axis * along.cos() + axis[:, None] * along.sin()).clamp(0, 1)  # (B, 1, size, size)
+    picture = rgba[:, :3] + (1 - rgba[:, 3:]) * torch.lerp(first, second, ramp)
+
+    picture = (picture - 0.5) * draw(*CONTRAST, 1, 1, 1) + 0.5
+    warm = draw(*TEMPERATURE, 1, 1, 1) * torch.tensor([1.0, 0.0, -1.0], device=pictures.device)[:, None, None]
+    picture = (picture * draw(*GAIN, 1, 1, 1) * warm.exp()).clamp(0, 1)
+
+    # Two thirds are blurred: mixed with one of their own reduced copies.
+    copies = [_reduced(picture, min(size, side)) for side in BLURS]
+    which = draw(0, len(copies)).long()
+    blurred = torch.stack(copies)[which, torch.arange(count, device=pictures.device)]
+    picture = torch.lerp(picture, blurred, draw(-0.5, 1, 1, 1, 1).clamp_min(0).sqrt())
+
+    noise = torch.randn(picture.shape, generator=generator, device=pictures.device)
+    return (picture + draw(0, NOISE, 1, 1, 1) * noise).clamp(0, 1)
+
+
+def place(pictures: Tensor, zoom: Tensor, angle: Tensor, shift: Tensor, size: int) -> Tensor:
+    """Pictures (B, C, H, W) enlarged by `zoom` (B,), turned clockwise by `angle` (B,) radians about the centre, then
+    moved by `shift` (B, 2) half sides right and down: (B, C, size, size), 0 where nothing was."""
+    cos, sin = angle.cos() / zoom, angle.sin() / zoom
+    back = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)  # where each pixel came from
+    theta = torch.cat([back, -back @ shift[..., None]], dim=2)
+    grid = F.affine_grid(theta, [*pictures.shape[:2], size, size], align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="zeros", align_corners=False)
+
+
+def _reduced(pictures: Tensor, side: int) -> Tensor:
+    """Pictures with no more detail than `side` pixels hold."""
+    small = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+    return F.interpolate(small, pictures.shape[-2:], mode="bilinear", antialias=True)
+
+
+def _premultiplied(pictures: Tensor) -> Tensor:
+    """(B, H, W, 4) uint8 → (B, 4, H, W) in [0, 1], colour times alpha, which may be resampled without dark rims."""
+    if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[-1] != 4:
+        given = f"{str(pictures.dtype).removeprefix('torch.')} of shape {tuple(pictures.shape)}"
+        raise DataError(f"pictures are {given}: give uint8 RGBA, (B, H, W, 4)")
+    rgba = pictures.permute(0, 3, 1, 2).float() / 255
+    return torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], dim=1)
