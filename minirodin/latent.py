@@ -17,19 +17,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from minirodin.cameras import MAX_PIXELS, _read_image, find_captures
+from minirodin.avatars.attributes import Attributes
+from minirodin.avatars.captions import caption
+from minirodin.avatars.prompts import partial_caption
+from minirodin.cameras import _read_image, find_captures
 from minirodin.config import Config, EncoderConfig
 from minirodin.errors import CheckpointError, ConfigError, DataError
-from minirodin.portraits import jitter, plain
+from minirodin.portraits import SMALLEST, jitter, plain
 from minirodin.progress import progress
 from minirodin.shards import atomic_save, config_from, fingerprint, load_weights, read_tensors
 from minirodin.tokens import CompactTokenizer, PublishedTokenizer, import_open_clip, shortened
 
 KIND = "image-text encoder"
-SMALLEST = 16  # pixels a side below which a picture shows nobody
+CAPTIONS, PARTIAL = 4, 12  # texts of each person that tell much, and that tell one to three things
 VERSIONS = 8  # latents of each person: of the plain portrait, and of so many less one jittered ones
 
 
@@ -251,67 +254,6 @@ class _offline_if_unreachable:
         logging.disable(disabled)
 
 
-def read_portrait(source, size: int = 256) -> Tensor:
-    """Any picture of somebody as the encoder wants it (E16).
-
-    Args:
-        source: file of any kind that Pillow reads, an open `PIL.Image`, or an array (H, W), (H, W, 3) or (H, W, 4)
-            uint8. Alpha is laid over white, what EXIF says of its orientation is followed.
-        size: width and height of the result; the picture is scaled into it and filled up with its border's colour.
-
-    Returns:
-        (3, size, size) float32 in [0, 1].
-
-    Raises:
-        DataError: no file, not a picture, or one that is too small or too large.
-    """
-    name = "the picture" if isinstance(source, (Image.Image, np.ndarray)) else str(source)
-    if size < SMALLEST:
-        raise DataError(f"size is {size}: give at least {SMALLEST} pixels")
-    try:
-        if isinstance(source, np.ndarray):
-            source = Image.fromarray(source)
-        with source.copy() if isinstance(source, Image.Image) else Image.open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{name} has {image.width}×{image.height} pixels, > {MAX_PIXELS // 10**6} M: scale it")
-            if min(image.size) < SMALLEST:
-                raise DataError(f"{name} has {image.width}×{image.height} pixels: give at least {SMALLEST} a side")
-            if image.mode == "RGB":  # a large JPEG is read at a fraction of its size
-                image.draft("RGB", (2 * size, 2 * size))
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"{name} is too large a picture; at most {MAX_PIXELS // 10**6} M pixels: scale it") from None
-    except FileNotFoundError:
-        raise DataError(f"{name} does not exist: give a picture file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, AttributeError) as error:
-        raise DataError(f"{name} is not a readable picture: {' '.join(str(error).split())[:200]}") from None
-    scale = size / max(rgb.size)
-    rgb = rgb.resize([max(1, round(n * scale)) for n in rgb.size], Image.Resampling.BICUBIC)
-    pixels = np.asarray(rgb)  # (h, w, 3)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    square = np.empty((size, size, 3), np.uint8)
-    square[:] = np.median(border, axis=0).round()
-    top, left = ((size - n) // 2 for n in pixels.shape[:2])
-    square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-    return torch.from_numpy(square).permute(2, 0, 1).float() / 255
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode, alpha over white."""
-    if image.mode.startswith("I"):  # 16 bits of grey, under several names
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":  # floats, in [0, 1] or up to 255
-        values = np.nan_to_num(np.asarray(image))
-        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
 class Latents:
     """The latents of many people, several versions of each.
 
@@ -319,10 +261,12 @@ class Latents:
         names: of S people.
         latents: (S, 8, D) float16: of the plain frontal portrait on white, and of 7 jittered ones.
         fingerprint: of the encoder that made them.
+        texts: (S, P, D) float16, embeddings of what may be said of each (E15); P is 0 where nothing is known of them.
     """
 
-    def __init__(self, names: list[str], latents: Tensor, fingerprint: str):
+    def __init__(self, names: list[str], latents: Tensor, fingerprint: str, texts: Tensor | None = None):
         self.names, self.latents, self.fingerprint = names, latents, fingerprint
+        self.texts = latents[:, :0] if texts is None else texts
 
     def __len__(self) -> int:
         return len(self.names)
@@ -330,21 +274,22 @@ class Latents:
     def save(self, path: str | Path) -> None:
         names = json.dumps(self.names)
         metadata = {"kind": "latents", "names": names, "fingerprint": self.fingerprint}
-        atomic_save({"latents": self.latents.half()}, Path(path), metadata)
+        atomic_save({"latents": self.latents.half(), "texts": self.texts.half()}, Path(path), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Latents":
         """Read what `encode_people` wrote; raises `CheckpointError` in one line."""
         tensors, metadata = read_tensors(Path(path), "latents")
-        latents = tensors.get("latents")
+        latents, texts = tensors.get("latents"), tensors.get("texts")
         try:
             names = json.loads(metadata["names"])
-            fits = latents.dim() == 3 and len(names) == len(latents) and bool(latents.isfinite().all())
+            fits = all(t.dim() == 3 and len(names) == len(t) and bool(t.isfinite().all()) for t in (latents, texts))
+            fits = fits and latents.shape[2] == texts.shape[2]
         except (KeyError, ValueError, TypeError, AttributeError):
             fits = False
         if not fits or "fingerprint" not in metadata:
             raise CheckpointError(f"{path} does not hold latents and their names: encode the people again")
-        return cls(names, latents, metadata["fingerprint"])
+        return cls(names, latents, metadata["fingerprint"], texts)
 
 
 def encode_people(
@@ -354,11 +299,11 @@ def encode_people(
     show_progress: bool = True,
     batch: int = 32,
 ) -> Latents:
-    """The latents of everybody in a folder of captures, from frame 0 of each, written to a file.
+    """The latents of everybody in a folder of captures, from frame 0 of each, and of what may be said of them.
 
     Args:
         data: a capture, or a folder of captures, as `minirodin avatars` makes them.
-        out: file of the `Latents`.
+        out: file of the `Latents`; texts are in it where every capture has attributes.
         batch: people at a time.
 
     Raises:
@@ -366,25 +311,37 @@ def encode_people(
     """
     folders, size = find_captures(data), encoder.towers.size
     generator = torch.Generator(encoder.device).manual_seed(0)
-    latents = []
+    latents, known = [], []
     starts = range(0, len(folders), batch)
     for start in progress(starts, desc="encoding", unit="batch", enabled=show_progress):
-        pictures = [_frontal(folder) for folder in folders[start : start + batch]]
+        pictures, attributes = zip(*map(_frontal, folders[start : start + batch]), strict=True)
         if len({picture.size for picture in pictures}) > 1:  # PIL weighs colour by alpha here
             pictures = [p.convert("RGBa").resize((2 * size, 2 * size)).convert("RGBA") for p in pictures]
         pictures = torch.from_numpy(np.stack(pictures)).to(encoder.device)
         versions = [plain(pictures, size)] + [jitter(pictures, generator, size) for _ in range(VERSIONS - 1)]
         latents += [torch.stack([encoder.images(version) for version in versions], dim=1).half().cpu()]
-    people = Latents([folder.resolve().name for folder in folders], torch.cat(latents), encoder.fingerprint)
+        known += attributes
+    texts = torch.zeros(len(folders), 0, encoder.size)
+    if all(known):
+        said = [caption(person, i) for person in known for i in range(CAPTIONS)]
+        part = [partial_caption(person, i) for person in known for i in range(PARTIAL)]
+        texts = [encoder.texts(rows).unflatten(0, (len(known), -1)) for rows in (said, part)]
+        texts = torch.cat(texts, dim=1).cpu()
+    names = [folder.resolve().name for folder in folders]
+    people = Latents(names, torch.cat(latents), encoder.fingerprint, texts)
     people.save(out)
     return people
 
 
-def _frontal(folder: Path) -> Image.Image:
-    """Frame 0 of a capture, no other is read, as RGBA."""
+def _frontal(folder: Path) -> tuple[Image.Image, Attributes | None]:
+    """Frame 0 of a capture, no other is read, as RGBA, and what a synthetic person looks like."""
     try:
-        frame = json.loads((folder / "transforms.json").read_text(encoding="utf-8"))["frames"][0]
-        return Image.fromarray(_read_image(folder, dict(frame), 0)[0])
+        meta = json.loads((folder / "transforms.json").read_text(encoding="utf-8"))
+        picture = Image.fromarray(_read_image(folder, dict(meta["frames"][0]), 0)[0])
+        try:
+            return picture, Attributes.from_dict(meta.get("attributes"))
+        except DataError:
+            return picture, None
     except DataError:
         raise
     except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:

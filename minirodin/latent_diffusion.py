@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minirodin.config import Config, LatentConfig
 from minirodin.diffusion import Diffusion
-from minirodin.errors import CheckpointError, ConfigError
+from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.guidance import guided
 from minirodin.latent import Latents
 from minirodin.sampling import SAMPLERS
@@ -134,6 +134,8 @@ def train_latent(
     unseen = Latents.load(validation) if validation else None
     if unseen and unseen.fingerprint != known.fingerprint:
         raise CheckpointError(f"{validation} was made by another encoder than {data}: encode both with one")
+    if not known.texts.shape[1]:
+        raise DataError(f"{data} has no texts: encode people that `minirodin avatars` made, whose attributes are known")
     latents, texts = known.latents.float(), known.texts.float()  # (S, K, Z), (S, P, Z)
     mean, std = latents.mean((0, 1)), latents.std((0, 1)).clamp_min(1e-4)
     with torch.random.fork_rng(devices=[]):

@@ -10,8 +10,9 @@ from torch import Tensor
 from minirodin.avatar import Avatar, Origin, to_rgb
 from minirodin.base import BaseModel
 from minirodin.errors import CheckpointError, ConfigError
-from minirodin.latent import ImageTextEncoder, read_portrait
+from minirodin.latent import ImageTextEncoder
 from minirodin.latent_diffusion import LatentModel
+from minirodin.portraits import read_portrait
 
 __all__ = ["Avatar", "RodinPipeline", "to_rgb"]
 PROMPT_GUIDANCE = 2.0  # of the latent model towards a text
@@ -66,7 +67,7 @@ class RodinPipeline:
         """One avatar: described by `prompt`, seen in `image`, of a `latent` (Z,), or, with none of them, anybody.
 
         Args:
-            image: as for `latent.read_portrait`.
+            image: as for `portraits.read_portrait`.
             seed: of all noise; the same seed and latent make the same avatar.
             guidance_scale: E14, of the base model towards the latent, and of the prior towards the prompt.
             num_inference_steps: calls of the base network.
@@ -99,7 +100,7 @@ class RodinPipeline:
         return avatar
 
     def invert(self, image) -> Tensor:
-        """E16: the latent (Z,) of a portrait; `image` as for `latent.read_portrait`."""
+        """E16: the latent (Z,) of a portrait; `image` as for `portraits.read_portrait`."""
         return self._part("encoder").images(read_portrait(image)[None])[0]
 
     def edit(

@@ -1,4 +1,4 @@
-"""Portraits: near-frontal pictures of many synthetic people, and how they are varied to train on.
+"""Portraits: near-frontal pictures of many synthetic people, how they are varied to train on, and pictures of anybody.
 
 What learns to see (the image–text encoder, the attribute classifier) shall see the person, not how the picture was
 made: `jitter` changes everything about a picture but who is in it, and never mirrors it, since the side of a parting is
@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from minirodin.avatars.attributes import Attributes
-from minirodin.cameras import Cameras, find_captures, load_capture, orbit_cameras
+from minirodin.cameras import MAX_PIXELS, Cameras, find_captures, load_capture, orbit_cameras
 from minirodin.errors import DataError
 
 AZIMUTH, ELEVATION, DISTANCE = (-30.0, 30.0), (-12.0, 18.0), (0.9, 1.1)  # degrees, degrees, of the usual radius
@@ -24,6 +25,7 @@ ZOOM, ANGLE, SHIFT = (0.82, 1.2), (-10.0, 10.0), (-0.13, 0.13)  # factor, degree
 GAIN, CONTRAST, TEMPERATURE = (0.8, 1.2), (0.8, 1.2), (-0.09, 0.09)  # factors; red grows as e^T, blue shrinks
 BLURS = (64, 48, 36)  # pixels a side that a picture may be reduced to: a 64² plane shows as much, or less
 NOISE = 0.04  # largest standard deviation
+SMALLEST = 16  # pixels a side below which a picture shows nobody
 
 
 def portrait_cameras(views: int, size: int, seed: int) -> Cameras:
@@ -161,3 +163,64 @@ def _premultiplied(pictures: Tensor) -> Tensor:
         raise DataError(f"pictures are {given}: give uint8 RGBA, (B, H, W, 4)")
     rgba = pictures.permute(0, 3, 1, 2).float() / 255
     return torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], dim=1)
+
+
+def read_portrait(source, size: int = 256) -> Tensor:
+    """Any picture of somebody as the encoder wants it (E16).
+
+    Args:
+        source: file of any kind that Pillow reads, an open `PIL.Image`, or an array (H, W), (H, W, 3) or (H, W, 4)
+            uint8. Alpha is laid over white, what EXIF says of its orientation is followed.
+        size: width and height of the result; the picture is scaled into it and filled up with its border's colour.
+
+    Returns:
+        (3, size, size) float32 in [0, 1].
+
+    Raises:
+        DataError: no file, not a picture, or one that is too small or too large.
+    """
+    name = "the picture" if isinstance(source, (Image.Image, np.ndarray)) else str(source)
+    if size < SMALLEST:
+        raise DataError(f"size is {size}: give at least {SMALLEST} pixels")
+    try:
+        if isinstance(source, np.ndarray):
+            source = Image.fromarray(source)
+        with source.copy() if isinstance(source, Image.Image) else Image.open(source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{name} has {image.width}×{image.height} pixels, > {MAX_PIXELS // 10**6} M: scale it")
+            if min(image.size) < SMALLEST:
+                raise DataError(f"{name} has {image.width}×{image.height} pixels: give at least {SMALLEST} a side")
+            if image.mode == "RGB":  # a large JPEG is read at a fraction of its size
+                image.draft("RGB", (2 * size, 2 * size))
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(f"{name} is too large a picture; at most {MAX_PIXELS // 10**6} M pixels: scale it") from None
+    except FileNotFoundError:
+        raise DataError(f"{name} does not exist: give a picture file") from None
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, AttributeError) as error:
+        raise DataError(f"{name} is not a readable picture: {' '.join(str(error).split())[:200]}") from None
+    scale = size / max(rgb.size)
+    rgb = rgb.resize([max(1, round(n * scale)) for n in rgb.size], Image.Resampling.BICUBIC)
+    pixels = np.asarray(rgb)  # (h, w, 3)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    square = np.empty((size, size, 3), np.uint8)
+    square[:] = np.median(border, axis=0).round()
+    top, left = ((size - n) // 2 for n in pixels.shape[:2])
+    square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return torch.from_numpy(square).permute(2, 0, 1).float() / 255
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of an image of any mode, alpha over white."""
+    if image.mode.startswith("I"):  # 16 bits of grey, under several names
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":  # floats, in [0, 1] or up to 255
+        values = np.nan_to_num(np.asarray(image))
+        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

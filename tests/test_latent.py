@@ -14,7 +14,7 @@ from toys import ball_capture
 
 from minirodin import cli, latent
 from minirodin.avatars.attributes import sample_attributes
-from minirodin.avatars.captions import captions
+from minirodin.avatars.captions import caption, captions
 from minirodin.avatars.prompts import ASPECTS, contradicts, partial_caption
 from minirodin.cameras import save_capture
 from minirodin.config import Config, EncoderConfig, TrainConfig, preset
@@ -36,8 +36,8 @@ from minirodin.encoder_training import (
     true_of,
 )
 from minirodin.errors import CheckpointError, ConfigError, DataError
-from minirodin.latent import ImageTextEncoder, Latents, build_towers, encode_people, read_portrait
-from minirodin.portraits import Portraits, plain
+from minirodin.latent import ImageTextEncoder, Latents, build_towers, encode_people
+from minirodin.portraits import Portraits, plain, read_portrait
 from minirodin.tokens import FIRST, START, UNKNOWN, CompactTokenizer, bpe
 
 SIZES = {"size": 32, "patch": 16, "width": 32, "layers": 1, "text_width": 32, "text_layers": 1, "head_width": 16}
@@ -666,7 +666,7 @@ def test_what_is_not_a_portrait(tmp_path, monkeypatch):
             read_portrait(thing)
     with pytest.raises(DataError, match="size is 4"):
         read_portrait(tmp_path / "whole.png", size=4)
-    monkeypatch.setattr(latent, "MAX_PIXELS", 30_000)
+    monkeypatch.setattr("minirodin.portraits.MAX_PIXELS", 30_000)
     with pytest.raises(DataError, match="200×200 pixels"):
         read_portrait(tmp_path / "whole.png")
 
@@ -693,6 +693,19 @@ def test_encode_people(encoder, tmp_path):
     assert torch.equal(again.latents, latents.latents)
 
 
+def test_what_may_be_said_of_people_is_encoded_with_them(encoder, tmp_path):
+    people = encode_people(encoder, write_toy(tmp_path / "people", range(3)), tmp_path / "l.safetensors", False)
+    attributes = [sample_attributes(int(name)) for name in people.names]
+    wanted = [[caption(a, 1), partial_caption(a, 2)] for a in attributes]
+    for i, texts in enumerate(wanted):
+        found = people.texts[i, [1, latent.CAPTIONS + 2]].float()
+        torch.testing.assert_close(found, encoder.texts(texts), rtol=0, atol=2e-3)
+    again = Latents.load(tmp_path / "l.safetensors")
+    assert torch.equal(again.texts, people.texts.half()) and again.texts.shape[1] == latent.CAPTIONS + latent.PARTIAL
+    save_capture(ball_capture("stranger", 2, 48), tmp_path / "people" / "stranger")  # of whom nothing is known
+    assert encode_people(encoder, tmp_path / "people", tmp_path / "l.safetensors", False).texts.shape[:2] == (4, 0)
+
+
 def test_people_pictured_at_several_sizes(encoder, tmp_path):
     for name, size in (("a", 48), ("b", 80)):
         save_capture(ball_capture(name, 2, size), tmp_path / "people" / name)
@@ -711,15 +724,18 @@ def test_people_and_latents_that_cannot_be_used(encoder, tmp_path):
         assert "\n" not in str(error.value)
     assert not (tmp_path / "l.safetensors").exists()
     z, good = torch.zeros(2, 8, 4).half(), {"kind": "latents", "names": '["a", "b"]', "fingerprint": "f"}
-    bad = [({"latents": z}, good | {"names": '["a"]'}), ({"latents": z}, good | {"names": "["}), ({}, good),
-           ({"latents": z}, {k: v for k, v in good.items() if k != "fingerprint"}), ({"latents": z[0]}, good),
-           ({"latents": z * torch.nan}, good), ({"latents": z}, good | {"kind": "planes"})]  # fmt: skip
+    said = {"texts": torch.zeros(2, 3, 4).half()}
+    whole = {"latents": z, **said}
+    bad = [(whole, good | {"names": '["a"]'}), (whole, good | {"names": "["}), ({}, good), ({"latents": z}, good),
+           (whole, {k: v for k, v in good.items() if k != "fingerprint"}), ({"latents": z[0], **said}, good),
+           ({"latents": z * torch.nan, **said}, good), (whole, good | {"kind": "planes"}),
+           ({"latents": z, "texts": said["texts"][..., :2].contiguous()}, good)]  # fmt: skip
     for tensors, metadata in bad:
         save_file(tensors, tmp_path / "bad.safetensors", metadata)
         with pytest.raises(CheckpointError) as error:
             Latents.load(tmp_path / "bad.safetensors")
         assert "\n" not in str(error.value)
-    save_file({"latents": z}, tmp_path / "bad.safetensors", good)
+    save_file(whole, tmp_path / "bad.safetensors", good)
     assert len(Latents.load(tmp_path / "bad.safetensors")) == 2
 
 
