@@ -161,6 +161,8 @@ def judge_edits(
     for head, name, target, source in EDITS:
         column, goal = heads.index(head), HEADS[head].index(name)
         lacking = (before[:, column] != goal) & (wanted[:, column] != HIDDEN)
+        if not lacking.any():
+            continue
         there, here = pipe.encoder.texts([target, source])
         edited = F.normalize(latents + strength * (there - here), dim=1)
         after = named(classifier, sculpted(pipe, edited, scale, steps, show=show)[1])
