@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # The ablation of the base diffusion model (E10-E12), in stages that can run one at a time and go on when cut:
-#   tools/measure_base.sh OUT [data] [train] [sample] [steps] [compare] [collect]        (default: all; preset small)
+#   tools/measure_base.sh OUT [data] [train] [sample] [steps] [compare] [collect] [bench]    (default: all; preset small)
 # data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
 # train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same by other
-# samplers and numbers of steps, of the last variant; compare: all these with validation people; collect: one JSON.
+# samplers and numbers of steps, of the last variant; compare: all these with validation people; collect: one JSON; bench:
+# what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants.
 set -uo pipefail
 out=$1; shift
-stages=${*:-data train sample steps compare collect}
+stages=${*:-data train sample steps compare collect bench}
 preset=${PRESET:-small} train=${TRAIN:-1024} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-256} count=${COUNT:-128}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
+train_flags=${TRAIN_FLAGS:---base.train.steps 10000 --base.train.warmup 200 --base.train.lr 3e-4 --base.train.preview-every 5000 --base.train.checkpoint-every 250}
 variants=(${VARIANTS:-baseline rollout aware})
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
@@ -21,6 +23,7 @@ each() {  # COMMAND WORD…: COMMAND WORD for every word, the next on whichever 
   printf '%s\n' "${@:2}" | xargs -P ${#gpus[@]} -I{} --process-slot-var=SLOT \
     bash -c 'gpus=('"${gpus[*]}"'); CUDA_VISIBLE_DEVICES=${gpus[SLOT]} '"$1 {}"
 }
+jpeg() { "$python" -c 'import sys, imageio.v3 as i; i.imwrite(sys.argv[2], i.imread(sys.argv[1])[..., :3], quality=88)' "$1" "$2"; }
 say() { echo "[$SECONDS s] $*"; }
 
 data() {
@@ -50,13 +53,13 @@ fit_one() {  # KIND/SEED-COUNT
 }
 train_one() {
   minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --variant "$1" --preset "$preset" \
-    --out "$runs/$1" $TRAIN_FLAGS && cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
+    --out "$runs/$1" $train_flags && cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
 }
 train() { each train_one "${variants[@]}"; }
 sample_one() {  # VARIANT-SAMPLER-STEPS
   local sampler=${1#*-}
   minirodin sample "$runs/${1%%-*}" --count "$count" --sampler "${sampler%-*}" --steps "${sampler##*-}" --out "$runs/samples/$1" &&
-    cp "$runs/samples/$1/sheet.png" "$out/sheet-$1.png" && say "sampled $1"
+    jpeg "$runs/samples/$1/sheet.png" "$out/base-$1.jpg" && say "sampled $1"
 }
 sample() { each sample_one "${variants[@]/%/-dpm++-50}"; }
 steps() { each sample_one "${variants[-1]}"-{ancestral-250,ancestral-50,ddim-50,ddim-20,dpm++-20,dpm++-10}; }
@@ -74,8 +77,12 @@ for path in sorted(out.glob("log-*.csv")):
 write_json(result, out / "base_ablation.json")
 P
 }
-export -f minirodin say fit_one train_one sample_one
-export out runs python preset count decoder fit_flags TRAIN_FLAGS=${TRAIN_FLAGS:-}
+bench() {
+  minirodin bench conv --out "$out/bench_conv.json" >/dev/null &&
+    for p in small full; do minirodin bench unet --preset $p --out "$out/bench_unet_$p.json" >/dev/null || return; done
+}
+export -f minirodin say jpeg fit_one train_one sample_one
+export out runs python preset count decoder fit_flags train_flags
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"
