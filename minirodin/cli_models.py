@@ -76,12 +76,12 @@ def _train_latent(data: Path, config: Config, out: Path, validation: Path | None
     return "it samples latents for prompts, in a pipeline beside base and encoder"
 
 
-def encode(encoder: Positional[str], people: Positional[Path], out: Path) -> None:
+def encode(encoder: Positional[str], people: Positional[list[Path]], out: Path) -> None:
     """Write the latents of people: of each one's frontal portrait as it is, and jittered.
 
     Args:
         encoder: folder that `minirodin train encoder` wrote, or an open_clip model as MODEL/WEIGHTS.
-        people: folder that `minirodin avatars` wrote.
+        people: folder, or folders, that `minirodin avatars` wrote.
         out: file to write; `minirodin train base` looks for latents.safetensors beside the planes.
     """
     from minirodin.latent import ImageTextEncoder, encode_people

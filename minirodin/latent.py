@@ -294,7 +294,7 @@ class Latents:
 
 def encode_people(
     encoder: ImageTextEncoder,
-    data: str | Path,
+    data: str | Path | list[Path],
     out: str | Path,
     show_progress: bool = True,
     batch: int = 32,
@@ -302,14 +302,15 @@ def encode_people(
     """The latents of everybody in a folder of captures, from frame 0 of each, and of what may be said of them.
 
     Args:
-        data: a capture, or a folder of captures, as `minirodin avatars` makes them.
+        data: a capture, or a folder or folders of captures, as `minirodin avatars` makes them.
         out: file of the `Latents`; texts are in it where every capture has attributes.
         batch: people at a time.
 
     Raises:
         DataError: no captures there, or an image that cannot be read.
     """
-    folders, size = find_captures(data), encoder.towers.size
+    data, size = data if isinstance(data, list) else [data], encoder.towers.size
+    folders = [folder for part in data for folder in find_captures(part)]
     generator = torch.Generator(encoder.device).manual_seed(0)
     latents, known = [], []
     starts = range(0, len(folders), batch)
