@@ -161,6 +161,7 @@ class EncoderConfig:
 
     dimensions: int = 512  # of the space
     size: int = 96  # pixels a side that the image tower sees
+    tower: str = ""  # a convolutional network of timm, such as convnext_atto, or, as by default, a ViT of:
     patch: int = 8
     width: int = 256
     layers: int = 6

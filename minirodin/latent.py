@@ -77,9 +77,14 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
             f"and widths {c.width} and {c.text_width} of head_width {c.head_width}"
         )
     vision = {"layers": c.layers, "width": c.width, "head_width": c.head_width, "patch_size": c.patch}
+    if c.tower:
+        vision = {"timm_model_name": c.tower, "timm_pool": "avg", "timm_proj": "linear"}
     text = {"context_length": c.context, "vocab_size": vocabulary_size, "width": c.text_width, "layers": c.text_layers}
     text["heads"] = c.text_width // c.head_width
-    return Towers(import_open_clip().CLIP(c.dimensions, {**vision, "image_size": c.size}, text), c.size)
+    try:
+        return Towers(import_open_clip().CLIP(c.dimensions, {**vision, "image_size": c.size}, text), c.size)
+    except RuntimeError as error:  # timm does not know it
+        raise ConfigError(f"encoder.tower {c.tower!r}: {' '.join(str(error).split())[:120]}") from None
 
 
 class ImageTextEncoder:
