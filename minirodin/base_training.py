@@ -12,7 +12,7 @@ from minirodin.base import KIND, BaseModel, build_unet
 from minirodin.config import Config
 from minirodin.errors import CheckpointError, DataError
 from minirodin.plots import contact_sheet
-from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
+from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint, load_weights
 from minirodin.training import Trainer
 from minirodin.triplane import plane_statistics, resize_planes, standardise
 
@@ -57,6 +57,7 @@ def train_base(
     out: str | Path,
     validation: str | Path | None = None,
     show_progress: bool = True,
+    start: str | Path | None = None,
 ) -> BaseModel:
     """Learn the distribution of fitted planes (E6–E12).
 
@@ -65,6 +66,7 @@ def train_base(
         config: `config.base` says which network, process and schedule.
         out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
         validation: another such folder, under the same decoder, whose ε-loss is logged.
+        start: folder of a base model of the same shape and decoder to begin from, instead of random weights.
 
     Returns:
         The model with averaged weights.
@@ -90,6 +92,12 @@ def train_base(
     latents = torch.zeros(len(planes), 1, 0)  # of nobody
     if width:
         latents, encoder = load_latents(data, names, width)
+    if start:
+        begun = BaseModel.load(start, "cpu")
+        if fingerprint(begun.shared.decoder) != fingerprint(shared.decoder) or begun.encoder != encoder:
+            raise CheckpointError(f"{start} belongs to another decoder or encoder than {data}")
+        load_weights(network, begun.network.state_dict(), Path(start), "network").requires_grad_(True)
+        mean, std = begun.mean, begun.std
     model = BaseModel(network, shared, config, mean, std, encoder)
     metadata = {
         "kind": KIND,
@@ -97,6 +105,7 @@ def train_base(
         "decoder": fingerprint(shared.decoder),
         "subjects": f"{len(names)}: {names[0]} … {names[-1]}",
         "encoder": encoder,
+        "start": fingerprint(network) if start else "",
     }
     held_out = None
     if validation:

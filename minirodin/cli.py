@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from minirodin.cli_models import assess, compare, encode, judge, sample, train
+from minirodin.cli_models import assess, compare, encode, judge, pack, sample, train
 from minirodin.config import PRESETS, Config
 from minirodin.config import preset as load_preset
 from minirodin.errors import ConfigError, MinirodinError, RenderError
@@ -169,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    functions = (avatars, fit, render, demo, evaluate, train, encode, assess, sample, judge, compare, bench, doctor)
+    models = (train, encode, assess, pack, sample, judge, compare)
+    functions = (avatars, fit, render, demo, evaluate, *models, bench, doctor)
     commands = {f.__name__: f for f in functions}
     for command in (fit, train):
         commands[command.__name__] = functools.partial(command, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))

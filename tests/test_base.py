@@ -281,3 +281,32 @@ def test_a_process_killed_in_training_ends_with_the_same_weights(fitted, tmp_pat
     subprocess.run([*command, str(tmp_path / "broken")], check=True)
     whole, broken = (BaseModel.load(tmp_path / name, "cpu").network.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+def test_eight_bits_are_enough(trained, model, tmp_path, capsys):
+    assert cli.main(["pack", str(trained), "--out", str(tmp_path / "small")]) == 0
+    before, after = ((folder / "model.safetensors").stat().st_size for folder in (trained, tmp_path / "small"))
+    assert after < 0.6 * before  # a tiny network is half names
+    packed = BaseModel.load(tmp_path / "small", "cpu")
+    for (name, ours), reference in zip(packed.network.named_parameters(), model.network.parameters(), strict=True):
+        if reference.dim() < 2 or reference.numel() < 1024:
+            assert torch.equal(ours, reference), name
+        else:
+            largest = reference.flatten(1).abs().amax(1).view(-1, *[1] * (reference.dim() - 1))
+            assert ((ours - reference).abs() <= largest / 254 + 1e-7).all(), name
+    noise = model.noise(2, seed=0)
+    assert (packed.sample(noise, 4) - model.sample(noise, 4)).square().mean() < 1e-3 * model.std.square().mean()
+    assert cli.main(["pack", str(trained), "--out", str(trained)]) == 2
+
+
+def test_training_begins_where_another_ended(fitted, trained, model, tmp_path):
+    untouched = train_base(fitted, config(steps=1, lr=0.0), tmp_path / "a", show_progress=False, start=trained)
+    for ours, theirs in zip(untouched.network.parameters(), model.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    longer = config(steps=60, lr=1e-3, preview_every=60, checkpoint_every=60)
+    further = train_base(fitted, longer, tmp_path / "b", show_progress=False, start=trained)
+    assert validation_loss(further, load_planes(fitted, 16)[0]) < validation_loss(model, load_planes(fitted, 16)[0])
+    with pytest.raises(CheckpointError, match="network"):
+        train_base(fitted, config("baseline"), tmp_path / "c", show_progress=False, start=trained)
+    with pytest.raises(CheckpointError, match="other data or settings"):  # a run from random weights is another run
+        train_base(fitted, longer, tmp_path / "b", show_progress=False)
