@@ -48,8 +48,8 @@ class GroupNorm(nn.GroupNorm):
         if x.is_cuda and x.dtype != torch.float64:
             from minirodin.norm_kernels import AdaptiveGroupNorm
 
-            none = x.new_zeros(x.shape[:2], dtype=torch.float32) if scale is None else None
-            given = (none, none) if scale is None else (scale.float(), shift.float())
+            plain = x.new_zeros(x.shape[:2], dtype=torch.float32)
+            given = (plain, plain) if scale is None else (scale.float(), shift.float())
             return AdaptiveGroupNorm.apply(x, self.weight, self.bias, *given, self.num_groups, self.eps, self.act)
         y = super().forward(x.to(self.weight.dtype))
         if scale is not None:
