@@ -703,6 +703,14 @@ def test_encode_people(encoder, tmp_path):
     assert torch.equal(again.latents, latents.latents)
 
 
+def test_people_in_several_folders(encoder, tmp_path):
+    parts = [write_toy(tmp_path / "a", range(2)), write_toy(tmp_path / "b", range(2, 5))]
+    together = encode_people(encoder, parts, tmp_path / "l.safetensors", show_progress=False)
+    assert together.names == [f"{seed:06d}" for seed in range(5)]
+    alone = encode_people(encoder, parts[1], tmp_path / "l.safetensors", show_progress=False)
+    torch.testing.assert_close(together.latents[2:, 0], alone.latents[:, 0], rtol=0, atol=2e-3)
+
+
 def test_what_may_be_said_of_people_is_encoded_with_them(encoder, tmp_path):
     people = encode_people(encoder, write_toy(tmp_path / "people", range(3)), tmp_path / "l.safetensors", False)
     attributes = [sample_attributes(int(name)) for name in people.names]
