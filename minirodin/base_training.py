@@ -37,7 +37,7 @@ def load_latents(folder: str | Path, names: list[str], width: int) -> tuple[Tens
     Raises:
         DataError: there is none, or not for all of them.
     """
-    from minirodin.latent import Latents
+    from minirodin.latents import Latents
 
     path = Path(folder) / "latents.safetensors"
     if not path.exists():

@@ -88,7 +88,8 @@ def encode(encoder: Positional[str], people: Positional[list[Path]], out: Path) 
         people: folder, or folders, that `minirodin avatars` wrote.
         out: file to write; `minirodin train base` looks for latents.safetensors beside the planes.
     """
-    from minirodin.latent import ImageTextEncoder, encode_people
+    from minirodin.latent import ImageTextEncoder
+    from minirodin.latents import encode_people
 
     latents = encode_people(ImageTextEncoder.load(encoder), people, out)
     print(f"{out}: {len(latents)} people")
@@ -178,7 +179,7 @@ def sample(
         raise ConfigError(f"count is {count}: give at least 1")
     base, z = BaseModel.load(model), None
     if latents:
-        from minirodin.latent import Latents
+        from minirodin.latents import Latents
 
         known = Latents.load(latents)
         if known.fingerprint != base.encoder:

@@ -11,7 +11,7 @@ from minirodin.config import Config, LatentConfig
 from minirodin.diffusion import Diffusion
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.guidance import guided
-from minirodin.latent import Latents
+from minirodin.latents import Latents
 from minirodin.sampling import SAMPLERS
 from minirodin.shards import config_from, load_weights, read_tensors
 from minirodin.training import Trainer

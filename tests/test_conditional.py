@@ -16,8 +16,8 @@ from minirodin.base_training import load_planes, train_base
 from minirodin.config import LatentConfig, TrainConfig
 from minirodin.diffusion import Diffusion
 from minirodin.errors import CheckpointError, ConfigError, DataError
-from minirodin.latent import Latents
 from minirodin.latent_diffusion import LatentModel, train_latent
+from minirodin.latents import Latents
 from minirodin.pipeline import RodinPipeline
 from minirodin.shards import FittedPlanes
 from minirodin.triplane import plane_statistics, standardise

@@ -36,7 +36,8 @@ from minirodin.encoder_training import (
     true_of,
 )
 from minirodin.errors import CheckpointError, ConfigError, DataError
-from minirodin.latent import ImageTextEncoder, Latents, build_towers, encode_people
+from minirodin.latent import ImageTextEncoder, build_towers
+from minirodin.latents import CAPTIONS, PARTIAL, Latents, encode_people
 from minirodin.portraits import Portraits, plain, read_portrait
 from minirodin.tokens import FIRST, START, UNKNOWN, CompactTokenizer, bpe
 
@@ -716,10 +717,10 @@ def test_what_may_be_said_of_people_is_encoded_with_them(encoder, tmp_path):
     attributes = [sample_attributes(int(name)) for name in people.names]
     wanted = [[caption(a, 1), partial_caption(a, 2)] for a in attributes]
     for i, texts in enumerate(wanted):
-        found = people.texts[i, [1, latent.CAPTIONS + 2]].float()
+        found = people.texts[i, [1, CAPTIONS + 2]].float()
         torch.testing.assert_close(found, encoder.texts(texts), rtol=0, atol=2e-3)
     again = Latents.load(tmp_path / "l.safetensors")
-    assert torch.equal(again.texts, people.texts.half()) and again.texts.shape[1] == latent.CAPTIONS + latent.PARTIAL
+    assert torch.equal(again.texts, people.texts.half()) and again.texts.shape[1] == CAPTIONS + PARTIAL
     save_capture(ball_capture("stranger", 2, 48), tmp_path / "people" / "stranger")  # of whom nothing is known
     assert encode_people(encoder, tmp_path / "people", tmp_path / "l.safetensors", False).texts.shape[:2] == (4, 0)
 
