@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minirodin.avatars.attributes import CHOICES, Attributes
+from minirodin.avatars.attributes import CHOICES, FRINGED, LONG, Attributes
 from minirodin.config import ClassifierConfig, Config
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.portraits import Portraits, jitter, plain
@@ -48,23 +48,18 @@ HEADS: dict[str, tuple[str, ...]] = {
     "clothing_color": CHOICES["clothing_color"],
 }
 WIDTHS = [len(classes) for classes in HEADS.values()]
-FALLING = ("bob", "long", "curly")  # styles that cover the ears and show under a hat
-BEARDS, DYES = ("moustache", "goatee", "full"), ("blue", "pink", "green", "purple")  # nobody dyes a beard
-FRINGED = ("short", "bob", "long", "pixie", "curly", "ponytail")  # styles that come with a fringe and without
 
 
 def hidden(a: Attributes) -> set[str]:
     """The heads whose attribute cannot be seen in a portrait of this person."""
-    covered = a.hat != "none" and a.hair_style not in FALLING
-    bearded = a.facial_hair in BEARDS and a.hair_color not in DYES
     unseen = {
-        "hair_style": covered,
-        "hair_color": (covered or a.hair_style == "bald") and not bearded,
+        "hair_style": not a.hair_shows,
+        "hair_color": not a.hair_color_shows,
         "fringe": a.hat != "none" or a.hair_style not in FRINGED,
         "beard_length": a.facial_hair != "full",
         "frame_color": a.glasses not in ("round", "square"),  # of sunglasses one sees the lenses
         "hat_color": a.hat == "none",
-        "earrings": a.hair_style in FALLING,
+        "earrings": a.hair_style in LONG,
     }
     return {name for name, is_hidden in unseen.items() if is_hidden}
 

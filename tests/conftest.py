@@ -46,3 +46,12 @@ def fitted(captures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted")
     fit_subjects(captures, tiny_config(), folder, device="cpu", show_progress=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tensors this small gain nothing from a second thread, and lose much when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -194,3 +194,16 @@ def test_captions_vary_and_repeat_by_seed():
     assert len(set(texts)) > 180 and texts == captions(a, 200) and texts[5] == caption(a, 5)
     assert all(t == t.strip() and "  " not in t and " ," not in t and len(t) < 320 for t in texts)
     assert not re.search(r"\ba [aeio]|\ban [^aeiou]", " ".join(captions(p, 1)[0] for p in PEOPLE))
+
+
+def test_a_beard_shows_the_colour_of_hair_that_is_hidden_but_not_a_dye():
+    from dataclasses import replace
+
+    capped = replace(sample_attributes(0), hat="cap", hair_style="short", facial_hair="none", hair_color="red")
+    assert not capped.hair_shows and not capped.hair_color_shows
+    bearded = replace(capped, facial_hair="full")
+    assert bearded.hair_color_shows and not bearded.hair_shows
+    assert not replace(bearded, hair_color="blue").hair_color_shows
+    assert replace(capped, hair_style="long", hair_color="blue").hair_color_shows
+    assert replace(bearded, hat="none", hair_style="bald").hair_color_shows
+    assert not replace(capped, hat="none", hair_style="bald").hair_color_shows

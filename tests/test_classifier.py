@@ -44,13 +44,7 @@ def toy(seeds) -> Portraits:
     return Portraits([f"{s:06d}" for s in seeds], pictures, people)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small tensors are not worth sharing out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,13 @@ def stream(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
+# What a portrait shows of whom.
+LONG = ("bob", "long", "curly")  # styles that cover the ears, and show under a hat
+FRINGED = ("short", "bob", "long", "pixie", "curly", "ponytail")  # styles that come with a fringe and without
+BEARDS = ("moustache", "goatee", "full")  # enough to show the colour of the hair …
+DYES = ("blue", "pink", "green", "purple")  # … but for these: nobody dyes a beard
+
+
 @dataclass(frozen=True)
 class Attributes:
     """One person. Categories are listed in `CHOICES`, ranges in `RANGES`; left and right are the person's own.
@@ -149,6 +156,17 @@ class Attributes:
     def local_shape(self, count: int) -> np.ndarray:
         """The person's own shape of the face: (count,) standard normal coefficients clipped to [-2, 2]."""
         return np.clip(self.rng("local_shape").standard_normal(count), -2, 2)
+
+    @property
+    def hair_shows(self) -> bool:
+        """Whether the style can be seen."""
+        return self.hat == "none" or self.hair_style in LONG
+
+    @property
+    def hair_color_shows(self) -> bool:
+        """Whether hair or beard shows the colour."""
+        bearded = self.facial_hair in BEARDS and self.hair_color not in DYES
+        return bearded or (self.hair_style != "bald" and self.hair_shows)
 
     @property
     def hair_texture(self) -> str:

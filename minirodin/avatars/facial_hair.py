@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minirodin.avatars.attributes import HAIR_COLORS, Attributes, linear
+from minirodin.avatars.attributes import DYES, HAIR_COLORS, Attributes, linear
 from minirodin.avatars.field import SkinField, head_frame, normalize
 from minirodin.avatars.hairstyles import strays
 from minirodin.avatars.head import smoothstep
@@ -10,7 +10,6 @@ from minirodin.avatars.mesh import SKIN, Mesh, make_mesh, ribbons
 from minirodin.avatars.strands import clump, cut, grow, resample, sample_roots
 
 X, Y, Z = np.eye(3)
-DYES = ("blue", "pink", "green", "purple")
 
 # The middle of a brow in the average head, from the nose outwards (x, y), and the angle its hairs grow at (degrees).
 BROW = np.array([(0.040, 0.258), (0.075, 0.273), (0.115, 0.283), (0.150, 0.284), (0.182, 0.270), (0.206, 0.250)])

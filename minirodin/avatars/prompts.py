@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minirodin.avatars.attributes import CHOICES, RANGES, Attributes, stream
+from minirodin.avatars.attributes import BEARDS, CHOICES, FRINGED, LONG, RANGES, Attributes, stream
 from minirodin.avatars.captions import _article as article
 from minirodin.avatars.captions import _list as listed
 
@@ -21,9 +21,6 @@ HAIR = "|".join(("dark brown", *(c for c in CHOICES["hair_color"] if c != "dark 
 EYES = "|".join(("dark brown", *(c for c in CHOICES["eye_color"] if c != "dark brown"), "gray"))
 FRAMES = "|".join(CHOICES["frame_color"])
 TEXTURE = "straight|wavy|curly"
-LONG = ("bob", "long", "curly")  # falls over the ears, and shows under a hat
-WITH_FRINGE = ("short", "bob", "long", "pixie", "curly", "ponytail")
-COLORED_BEARD = ("moustache", "goatee", "full")
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,7 @@ def _texture(a: Attributes) -> str | None:
 
 
 def _hair_color(a: Attributes) -> str | None:
-    return None if a.hair_style == "bald" and a.facial_hair not in COLORED_BEARD else a.hair_color
-
-
-def _hair_color_shows(a: Attributes) -> bool:
-    return a.facial_hair in COLORED_BEARD or (a.hair_style != "bald" and (a.hat == "none" or a.hair_style in LONG))
+    return None if a.hair_style == "bald" and a.facial_hair not in BEARDS else a.hair_color
 
 
 def _beard_length(a: Attributes) -> str | None:
@@ -142,15 +135,15 @@ ASPECTS = (
             (rf"\blong (?:(?:{TEXTURE}) )?(?:(?:{HAIR}) )?hair|over the shoulders", ("long",)),
             (rf"\bshort (?:(?:{TEXTURE}) )?(?:(?:{HAIR}) )?hair", ("short",)),
             (rf"\bcurls\b|\bcurly (?:(?:{HAIR}) )?hair", ("curly",))),
-           _plainly("hair_style"), lambda a: a.hat == "none" or a.hair_style in LONG),
+           _plainly("hair_style"), lambda a: a.hair_shows),
     Aspect("hair_texture", "with", {"straight": ("straight hair",), "wavy": ("wavy hair",), "curly": ()},
-           ((rf"\b({TEXTURE})\b(?! ahead)", ()),), _texture, lambda a: a.hat == "none" or a.hair_style in LONG),
+           ((rf"\b({TEXTURE})\b(?! ahead)", ()),), _texture, lambda a: a.hair_shows),
     Aspect("hair_color", "with", _colors(CHOICES["hair_color"], "{} hair"),
            ((rf"\b({HAIR}) (?:hair|buzz|pixie|mohawk|bob|bun|ponytail|afro|curls|beard|mo?ustache|goatee)", ()),),
-           _hair_color, _hair_color_shows),
+           _hair_color, lambda a: a.hair_color_shows),
     Aspect("fringe", "with", {"fringe": ("a fringe", "bangs"), "none": ("no fringe", "no bangs")},
            (("no fringe|no bangs", ("none",)), ("fringe|bangs", ("fringe",))),
-           lambda a: "fringe" if a.fringe else "none", lambda a: a.hat == "none" and a.hair_style in WITH_FRINGE),
+           lambda a: "fringe" if a.fringe else "none", lambda a: a.hat == "none" and a.hair_style in FRINGED),
     Aspect("facial_hair", "with",
            {"none": ("no beard", "a clean-shaven face"), "stubble": ("stubble", "a stubbly chin"),
             "moustache": ("a moustache", "a mustache"), "goatee": ("a goatee",), "full": ("a beard", "a full beard")},
