@@ -12,9 +12,10 @@ from minirodin.config import BaseConfig, Config
 from minirodin.diffusion import Diffusion
 from minirodin.errors import CheckpointError, ConfigError
 from minirodin.guidance import guided
+from minirodin.plane_space import PlaneSpace
 from minirodin.plots import contact_sheet
 from minirodin.progress import progress
-from minirodin.sampling import SAMPLERS, Callback, clamp
+from minirodin.sampling import SAMPLERS, Callback
 from minirodin.shards import (
     FittedPlanes,
     SharedDecoder,
@@ -23,7 +24,6 @@ from minirodin.shards import (
     load_weights,
     read_tensors,
 )
-from minirodin.triplane import standardise, unstandardise
 from minirodin.unet import UNet
 
 KIND = "base model"
@@ -36,15 +36,13 @@ class BaseModel:
         network: a `UNet`.
         shared: the decoder that the planes it learned from were fitted to.
         config: of the run.
-        mean, std: (C,) of those planes; diffusion works on standardised ones.
+        space: in which it works, of those planes.
         encoder: fingerprint of the encoder whose latents condition it; None when nothing does.
     """
 
-    def __init__(
-        self, network: UNet, shared: SharedDecoder, config: Config, mean: Tensor, std: Tensor, encoder: str = ""
-    ):
+    def __init__(self, network: UNet, shared: SharedDecoder, config: Config, space: PlaneSpace, encoder: str = ""):
         self.network, self.shared, self.config = network, shared, config
-        self.mean, self.std, self.encoder = mean, std, encoder
+        self.space, self.encoder = space, encoder
         self.diffusion = Diffusion(config.base.diffusion)
 
     @classmethod
@@ -57,19 +55,26 @@ class BaseModel:
         shared = SharedDecoder.load(folder / "decoder.safetensors")
         if metadata.get("decoder") != fingerprint(shared.decoder):
             raise CheckpointError(f"{path} was not trained on planes of the decoder beside it")
-        if missing := [key for key in ("mean", "std") if key not in tensors]:
-            raise CheckpointError(f"{path} lacks the planes' statistics ({missing[0]}): train it again")
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         network = load_weights(build_unet(config.base, config), weights, path, "network")
+        c, r = config.triplane.channels, config.triplane.base_resolution
+        for key, shape in {"mean": (3, c, r, r), "weight": (c, c)}.items():
+            if tuple(tensors.get(key, torch.empty(0)).shape) != shape:
+                raise CheckpointError(f"{path} lacks the planes' statistics ({key}): train it again")
+        space = PlaneSpace(tensors["mean"].float(), tensors["weight"].float())
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(network, shared, config, tensors["mean"], tensors["std"], metadata.get("encoder", "")).to(device)
+        return cls(network, shared, config, space, metadata.get("encoder", "")).to(device)
 
     def to(self, device: str | torch.device) -> "BaseModel":
         """Move to a device, in place."""
         self.network.to(device, memory_format=torch.channels_last)
         self.shared.decoder.to(device)
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        self.space = self.space.to(device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.space.mean.device
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -79,7 +84,7 @@ class BaseModel:
     def noise(self, count: int, seed: int) -> Tensor:
         """x_T of `count` samples, (count, 3, C, R, R), a stream each: sample i depends on seed + i alone."""
         streams = (torch.Generator().manual_seed(seed + i) for i in range(count))
-        return torch.stack([torch.randn(self.shape, generator=g) for g in streams]).to(self.mean.device)
+        return torch.stack([torch.randn(self.shape, generator=g) for g in streams]).to(self.device)
 
     def sample(
         self,
@@ -117,14 +122,16 @@ class BaseModel:
         device = noise.device
         network = self._conditioned(len(noise), latent, guidance_scale, guidance_rescale)
         limit = self.config.fit.value_range
-        limits = (torch.full((len(self.mean), 1, 1), value, device=device) for value in (-limit, limit))
-        bounds = (standardise(value, self.mean, self.std) for value in limits)
+
+        def clip(x0: Tensor) -> Tensor:
+            return self.space.standardise(self.space.unstandardise(x0).clamp(-limit, limit))
+
         generator = torch.Generator(device).manual_seed(seed)
         grid = self.diffusion.grid(steps, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             denoise = self.diffusion.denoiser(network)
-            x0 = SAMPLERS[sampler](denoise, noise, grid, generator, callback, clamp(*bounds))
-        return unstandardise(x0.float(), self.mean, self.std)
+            x0 = SAMPLERS[sampler](denoise, noise, grid, generator, callback, clip)
+        return self.space.unstandardise(x0)
 
     def _conditioned(self, count: int, latent: Tensor | None, scale: float, rescale: float) -> Callable:
         """The network as samplers and losses want it, of (x_t, λ) alone."""
@@ -138,7 +145,7 @@ class BaseModel:
             return self.network
         if latent is None:
             latent, scale = torch.zeros(count, width), 0.0
-        return guided(self.network, latent.float().to(self.mean.device), scale, rescale)
+        return guided(self.network, latent.float().to(self.device), scale, rescale)
 
     def avatar(self, planes: Tensor) -> Avatar:
         """An `Avatar` of planes (3, C, R, R) on the decoder's scale."""

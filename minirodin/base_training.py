@@ -11,10 +11,11 @@ from torch import Tensor
 from minirodin.base import KIND, BaseModel, build_unet
 from minirodin.config import Config
 from minirodin.errors import CheckpointError, DataError
+from minirodin.plane_space import PlaneSpace
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint, load_weights
 from minirodin.training import Trainer
-from minirodin.triplane import plane_statistics, resize_planes, standardise
+from minirodin.triplane import resize_planes
 
 PREVIEWS, PREVIEW_STEPS = 8, 25
 
@@ -83,8 +84,6 @@ def train_base(
     if validation:
         check_one_decoder(FittedPlanes(data), FittedPlanes(validation))
     planes, names = load_planes(data, t.base_resolution)
-    mean, std = plane_statistics(planes)
-    std = std.clamp_min(1e-4)  # a channel that nothing uses stays silent
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.base.train.seed)
         network = build_unet(config.base, config)
@@ -97,8 +96,10 @@ def train_base(
         if fingerprint(begun.shared.decoder) != fingerprint(shared.decoder) or begun.encoder != encoder:
             raise CheckpointError(f"{start} belongs to another decoder or encoder than {data}")
         load_weights(network, begun.network.state_dict(), Path(start), "network").requires_grad_(True)
-        mean, std = begun.mean, begun.std
-    model = BaseModel(network, shared, config, mean, std, encoder)
+        space = begun.space
+    else:
+        space = PlaneSpace.of(planes, shared.decoder, config.render if config.base.visible else None)
+    model = BaseModel(network, shared, config, space, encoder)
     metadata = {
         "kind": KIND,
         "config": json.dumps(config.to_dict()),
@@ -114,7 +115,7 @@ def train_base(
         held_out = held_out, unseen
 
     def losses(network, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict:
-        x0, z = standardise(batch[0].float(), model.mean, model.std), batch[1]
+        x0, z = model.space.standardise(batch[0]), batch[1]
         condition = ()
         if width:
             keep = torch.rand(len(z), generator=generator, device=z.device) >= config.base.unet.drop_latent
@@ -127,7 +128,7 @@ def train_base(
         return planes[of], latents[of, which]
 
     trainer = Trainer(
-        network, losses, batches, config.base.train, out, metadata, {"mean": mean, "std": std},
+        network, losses, batches, config.base.train, out, metadata, {"mean": space.mean, "weight": space.weight},
         _previews(model, out, latents[:PREVIEWS, 0] if width else None, held_out),
     )  # fmt: skip
     model.to(trainer.device)
@@ -162,11 +163,11 @@ def validation_loss(
     Args:
         latents: (S, Z) of the same people, for a model that was trained with latents; None: without.
     """
-    device, total, count = model.mean.device, 0.0, 0
+    device, total, count = model.device, 0.0, 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         for seed in range(rounds):
             for i in range(0, len(planes), batch):
-                x0 = standardise(planes[i : i + batch].to(device).float(), model.mean, model.std)
+                x0 = model.space.standardise(planes[i : i + batch].to(device))
                 z = None if latents is None else latents[i : i + batch]
                 generator = torch.Generator(device).manual_seed(seed)
                 eps = model.diffusion.losses(model._conditioned(len(x0), z, 1.0, 0.0), x0, generator)["eps"]

@@ -145,7 +145,9 @@ def pack(model: Positional[Path], out: Path) -> None:
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out} is the model itself: choose another folder")
     tensors, metadata = read_tensors(path, _kind_of(path))
-    atomic_save(quantised(tensors), out / path.name, metadata)
+    weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("network.")}
+    statistics = {name: value.half() for name, value in tensors.items()}
+    atomic_save(quantised(weights) | statistics, out / path.name, metadata)
     if (model / "decoder.safetensors").is_file():
         shutil.copyfile(model / "decoder.safetensors", out / "decoder.safetensors")
     print(f"{out}: {(out / path.name).stat().st_size / 2**20:.1f} MiB, before {path.stat().st_size / 2**20:.1f}")

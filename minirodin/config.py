@@ -132,6 +132,7 @@ class BaseConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def of_variant(self, variant: str) -> "BaseConfig":

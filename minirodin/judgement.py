@@ -46,7 +46,7 @@ def sculpted(
     planes, pictures = [], []
     camera = orbit_cameras(0, 0, PICTURE)
     for start in progress(range(0, len(latents), BATCH), desc="sculpting", unit="batch", enabled=show):
-        z = latents[start : start + BATCH].to(pipe.base.mean.device)
+        z = latents[start : start + BATCH].to(pipe.base.device)
         noise = pipe.base.noise(len(z), seed + start)
         made = pipe.base.sample(noise, steps, latent=z, guidance_scale=scale)
         planes.append(made.cpu())

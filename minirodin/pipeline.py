@@ -90,7 +90,7 @@ class RodinPipeline:
         self, latent: Tensor | None, seed: int = 0, guidance_scale: float = 1.5, num_inference_steps: int = 25
     ) -> Avatar:
         """The avatar of a latent (Z,) and a seed."""
-        z = None if latent is None else latent[None].to(self.base.mean.device)
+        z = None if latent is None else latent[None].to(self.base.device)
         planes = self.base.sample(
             self.base.noise(1, seed), num_inference_steps, seed=seed, latent=z, guidance_scale=guidance_scale
         )

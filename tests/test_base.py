@@ -20,8 +20,8 @@ from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfi
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.evaluation import compare
 from minirodin.fitting import fit_subjects
+from minirodin.plane_space import PlaneSpace
 from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
-from minirodin.triplane import standardise
 
 TINY = BaseConfig(
     unet=UNetConfig(channels=(8, 16), blocks=1, attention=(4,), head_width=8, aware_levels=1),
@@ -95,12 +95,13 @@ def test_ancestral_sampling_repeats_with_its_seed(model):
     assert torch.equal(a, b) and not torch.allclose(a, c)
 
 
-def test_statistics_are_those_of_the_training_planes(fitted, model):
+def test_the_space_is_that_of_the_training_planes(fitted, model):
     planes, names = load_planes(fitted, model.config.triplane.base_resolution)
     assert names == FittedPlanes(fitted).names and planes.shape[1:] == model.shape
-    standard = (planes.float() - model.mean[:, None, None]) / model.std[:, None, None]
-    torch.testing.assert_close(standard.mean((0, 1, 3, 4)), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(standard.std((0, 1, 3, 4)), torch.ones(4), atol=1e-3, rtol=0)
+    space = PlaneSpace.of(planes, model.shared.decoder, model.config.render)
+    assert torch.equal(model.space.mean, space.mean) and torch.equal(model.space.weight, space.weight)
+    alike = PlaneSpace.of(planes, model.shared.decoder, None)
+    assert not torch.allclose(alike.weight, space.weight, rtol=0.1)
 
 
 @pytest.mark.parametrize("prediction, steps", [("eps", 200), ("v", 600)])
@@ -112,7 +113,7 @@ def test_a_longer_training_learns(fitted, tmp_path, prediction, steps):
     for name, given in (("short", config()), ("long", config(**settings))):
         given = replace(given, base=replace(given.base, diffusion=DiffusionConfig(prediction=prediction)))
         model = train_base(fitted, given, tmp_path / name, show_progress=False)
-        x0 = standardise(planes.float(), model.mean, model.std).repeat(16, 1, 1, 1, 1)
+        x0 = model.space.standardise(planes).repeat(16, 1, 1, 1, 1)
         with torch.no_grad():
             losses = model.diffusion.losses(model.network, x0, torch.Generator().manual_seed(0))
         errors.append(float(losses["simple"].mean()))
@@ -184,7 +185,7 @@ def other_shape(tensors, metadata):
     "change, said",
     [
         (drop("mean"), r"statistics \(mean\)"),
-        (drop("std"), r"statistics \(std\)"),
+        (drop("weight"), r"statistics \(weight\)"),
         (drop("network.enter.bias"), "enter.bias has shape None"),
         (lambda tensors, metadata: tensors["network.enter.bias"].fill_(float("nan")), "NaN or infinite"),
         (other_channels, r"enter.weight has shape \(8, 4, 3, 3\), expected \(8, 6, 3, 3\)"),
@@ -295,7 +296,8 @@ def test_eight_bits_are_enough(trained, model, tmp_path, capsys):
             largest = reference.flatten(1).abs().amax(1).view(-1, *[1] * (reference.dim() - 1))
             assert ((ours - reference).abs() <= largest / 254 + 1e-7).all(), name
     noise = model.noise(2, seed=0)
-    assert (packed.sample(noise, 4) - model.sample(noise, 4)).square().mean() < 1e-3 * model.std.square().mean()
+    ours, reference = (m.space.standardise(m.sample(noise, 4)) for m in (packed, model))
+    assert (ours - reference).square().mean() < 1e-3 * reference.square().mean()
     assert cli.main(["pack", str(trained), "--out", str(trained)]) == 2
 
 

@@ -19,8 +19,8 @@ from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.latent_diffusion import LatentModel, train_latent
 from minirodin.latents import Latents
 from minirodin.pipeline import RodinPipeline
+from minirodin.plane_space import PlaneSpace
 from minirodin.shards import FittedPlanes
-from minirodin.triplane import plane_statistics, standardise
 
 Z = 6
 
@@ -69,8 +69,8 @@ def test_a_latent_and_a_seed_make_one_avatar(model):
 
 def test_the_latent_of_each_person_goes_with_its_planes(people, tmp_path, monkeypatch):
     planes, names = load_planes(people, config().triplane.base_resolution)
-    mean, std = plane_statistics(planes)
-    planes = dict(zip(names, standardise(planes.float(), mean, std.clamp_min(1e-4)), strict=True))
+    space = PlaneSpace.of(planes, FittedPlanes(people).decoder.decoder, config().render)
+    planes = dict(zip(names, space.standardise(planes), strict=True))
     latents = Latents.load(people / "latents.safetensors")
     rows = zip(latents.names, latents.latents.float(), strict=True)
     known = {tuple(z.tolist()): name for name, row in rows for z in row}

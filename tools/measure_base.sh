@@ -59,7 +59,7 @@ train() { each train_one "${variants[@]}"; }
 sample_one() {  # VARIANT-SAMPLER-STEPS
   local sampler=${1#*-}
   minirodin sample "$runs/${1%%-*}" --count "$count" --sampler "${sampler%-*}" --steps "${sampler##*-}" --out "$runs/samples/$1" &&
-    jpeg "$runs/samples/$1/sheet.png" "$out/base-$1.jpg" && say "sampled $1"
+    jpeg "$runs/samples/$1/sheet.png" "$out/base-${1//+/p}.jpg" && say "sampled $1"
 }
 sample() { each sample_one "${variants[@]/%/-dpm++-50}"; }
 steps() { each sample_one "${variants[-1]}"-{ancestral-250,ancestral-50,ddim-50,ddim-20,dpm++-20,dpm++-10}; }
