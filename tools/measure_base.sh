@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The ablation of the base diffusion model (E10-E12), in stages that can run one at a time and go on when cut:
-#   tools/measure_base.sh OUT [data] [train] [sample] [steps] [compare] [collect] [bench]    (default: all; preset small)
+#   tools/measure_base.sh OUT [data] [study] [train] [sample] [steps] [compare] [collect] [bench]    (default: all but
+#   study; preset small)
 # data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
-# train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same by other
+# study: STUDIES, settings of `aware` that change what is learned from each step, STUDY_STEPS each, compared in a JSON of
+# their own; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same by other
 # samplers and numbers of steps, of the last variant; compare: all these with validation people; collect: one JSON; bench:
 # what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants.
@@ -13,8 +15,8 @@ preset=${PRESET:-small} train=${TRAIN:-1024} validation=${VALIDATION:-128} views
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 train_flags=${TRAIN_FLAGS:---base.train.steps 10000 --base.train.warmup 200 --base.train.lr 3e-4 --base.train.preview-every 5000 --base.train.checkpoint-every 250}
-variants=(${VARIANTS:-baseline rollout aware})
-python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}")
+variants=(${VARIANTS:-baseline rollout aware}) studies=(${STUDIES:-alike visible visible-linear visible-shifted})
+python=${PYTHON:-python3} study_steps=${STUDY_STEPS:-2000} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
@@ -56,6 +58,23 @@ train_one() {
     --out "$runs/$1" $train_flags && cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
 }
 train() { each train_one "${variants[@]}"; }
+study_one() {
+  local flags
+  case $1 in
+    alike) flags="--base.no-visible --base.diffusion.schedule cosine --base.diffusion.shift -1" ;;
+    visible) flags="--base.diffusion.schedule cosine --base.diffusion.shift -1" ;;
+    visible-linear) flags="--base.diffusion.schedule linear --base.diffusion.shift 0" ;;
+    visible-shifted) flags="--base.diffusion.schedule cosine --base.diffusion.shift 0" ;;
+  esac
+  minirodin train base --data "$runs/fitted/train" --preset "$preset" --out "$runs/study/$1" $train_flags \
+    --base.train.steps "$study_steps" --base.train.preview-every "$study_steps" $flags &&
+    minirodin sample "$runs/study/$1" --count 64 --sampler dpm++ --steps 50 --out "$runs/studied/$1" &&
+    jpeg "$runs/studied/$1/sheet.png" "$out/study-$1.jpg" && say "studied $1"
+}
+study() {
+  each study_one "${studies[@]}" &&
+    minirodin compare "$runs"/studied/* --real "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/base_study.json" >/dev/null
+}
 sample_one() {  # VARIANT-SAMPLER-STEPS
   local sampler=${1#*-}
   minirodin sample "$runs/${1%%-*}" --count "$count" --sampler "${sampler%-*}" --steps "${sampler##*-}" --out "$runs/samples/$1" &&
@@ -81,8 +100,8 @@ bench() {
   minirodin bench conv --out "$out/bench_conv.json" >/dev/null &&
     for p in small full; do minirodin bench unet --preset $p --out "$out/bench_unet_$p.json" >/dev/null || return; done
 }
-export -f minirodin say jpeg fit_one train_one sample_one
-export out runs python preset count decoder fit_flags train_flags
+export -f minirodin say jpeg fit_one train_one study_one sample_one
+export out runs python preset count decoder fit_flags train_flags study_steps
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"
