@@ -38,17 +38,18 @@ data() {
     done
   done
   mkdir -p "$runs/people"/{train,validation}
-  (for word in "${chunks[@]}"; do
-    name=${word#*/}
-    minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --out "$runs/people/$word" || exit
-    touch "$runs/people/$word.made"
-  done) & maker=$!
+  printf '%s\n' "${chunks[@]}" | xargs -P 2 -I{} bash -c 'make_one {}' & maker=$!  # two: one starts while one ends
   export maker
   each fit_one "${chunks[@]}"; failed=$?
   wait $maker && [ $failed = 0 ] || return
   minirodin evaluate "$runs/fitted/validation" "$runs/people/${chunks[0]}" --limit 32 --out "$out/base_planes.json" >/dev/null
 }
-fit_one() {  # KIND/SEED-COUNT
+make_one() {  # KIND/SEED-COUNT
+  local name=${1#*/}
+  minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --out "$runs/people/$1" &&
+    touch "$runs/people/$1.made"
+}
+fit_one() {
   while [ ! -f "$runs/people/$1.made" ] && kill -0 "$maker" 2>/dev/null; do sleep 1; done
   [ -f "$runs/people/$1.made" ] || return
   minirodin fit "$runs/people/$1" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/${1%/*}" >/dev/null && say "fitted $1"
@@ -100,8 +101,8 @@ bench() {
   minirodin bench conv --out "$out/bench_conv.json" >/dev/null &&
     for p in small full; do minirodin bench unet --preset $p --out "$out/bench_unet_$p.json" >/dev/null || return; done
 }
-export -f minirodin say jpeg fit_one train_one study_one sample_one
-export out runs python preset count decoder fit_flags train_flags study_steps
+export -f minirodin say jpeg make_one fit_one train_one study_one sample_one
+export out runs python preset count views size decoder fit_flags train_flags study_steps
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"
