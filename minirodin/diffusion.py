@@ -132,7 +132,8 @@ class Diffusion:
             x0, eps = predicted, (x_t - alpha * predicted) / sigma
         else:
             x0, eps = alpha * x_t - sigma * predicted, sigma * x_t + alpha * predicted
-        return Denoised(x0, eps, (output[:, 1] + 1) / 2 if self.outputs == 2 else None)
+        fraction = ((output[:, 1] + 1) / 2).clamp(0, 1) if self.outputs == 2 else None  # never beyond the bounds
+        return Denoised(x0, eps, fraction)
 
     def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Denoised]:
         """What samplers walk with: (x_t, λ of shape (B,)) → `Denoised`, float32."""

@@ -391,3 +391,11 @@ def test_bound_of_the_losses_estimates_the_sum_over_steps(schedule, steps):
         total += kl_divergence(Normal(true.mean, (true.lower / 2).exp()), Normal(model.mean, scale)).mean().item()
     draws = [diffusion.losses(network, x0.float(), generator(seed))["vlb"].mean().item() for seed in range(8)]
     assert sum(draws) / len(draws) == pytest.approx(total, rel=0.03)
+
+
+def test_a_variance_never_leaves_its_bounds():
+    """Whatever a network says: a barely trained one says anything."""
+    diffusion = Diffusion(DiffusionConfig())
+    output = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).view(5, 1, 1).repeat(1, 2, 3)
+    fraction = diffusion.interpret(output, torch.zeros(5, 3), torch.zeros(5)).fraction
+    assert torch.equal(fraction[:, 0], torch.tensor([0, 0, 0.5, 1, 1]))
