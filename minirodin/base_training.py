@@ -11,7 +11,7 @@ from torch import Tensor
 from minirodin.base import KIND, BaseModel, build_unet
 from minirodin.config import Config
 from minirodin.errors import CheckpointError, DataError
-from minirodin.plane_space import PlaneSpace
+from minirodin.plane_space import PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint, load_weights
 from minirodin.training import Trainer
@@ -98,7 +98,8 @@ def train_base(
         load_weights(network, begun.network.state_dict(), Path(start), "network").requires_grad_(True)
         space = begun.space
     else:
-        space = PlaneSpace.of(planes, shared.decoder, config.render if config.base.visible else None)
+        metric = visible_metric(planes, shared.decoder, config.render) if config.base.visible else None
+        space = PlaneSpace.of(planes, metric)
     model = BaseModel(network, shared, config, space, encoder)
     metadata = {
         "kind": KIND,

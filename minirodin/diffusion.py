@@ -2,7 +2,7 @@
 
 Time is continuous: t ∈ [0, 1], 0 the data, 1 noise. A noise level is always given as its log-SNR λ = log(α²/σ²) with
 α² + σ² = 1, so that α² = sigmoid(λ) and σ² = sigmoid(−λ). T steps enter in two places only, the bound of E8 and the
-samplers, as the grid t = 0, 1/T, …, 1. Data is standardised (`triplane.standardise`).
+samplers, as the grid t = 0, 1/T, …, 1. Data is standardised (`plane_space`).
 """
 
 import math

@@ -1,16 +1,17 @@
 """The space that diffusion works in: planes less the mean person, on the scale of what can be seen.
 
 Fitted planes hold much that no picture shows. Most channels hardly move a pixel and the room around a person moves
-none, yet a loss on planes with a standard deviation of one a channel counts them all alike: what makes a face is then
-a ten-thousandth of it, and a model learns everything but eyes. So channels are measured by what they do to pictures:
+none, yet a loss on planes with a standard deviation of one a channel counts them all alike: the details of a face are
+then a few thousandths of it (notebook 02). So channels are measured by what they do to pictures:
 
     x = W (y − ȳ),    WᵀW ∝ E[JᵀJ] + a floor,    J = ∂ picture / ∂ planes.
 
-To first order the distance of two planes x is then that of their pictures.
+Where texels do not matter and changes are small, the distance of two planes x is then that of their pictures.
 """
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class PlaneSpace:
         weight: W, (C, C), invertible.
 
     Example:
-        >>> space = PlaneSpace.of(planes, decoder, config.render)
+        >>> space = PlaneSpace.of(planes, visible_metric(planes, decoder, config.render))
         >>> x = space.standardise(planes)
         >>> assert torch.allclose(space.unstandardise(x), planes, atol=1e-4)
     """
@@ -42,12 +43,12 @@ class PlaneSpace:
     weight: Tensor
 
     @classmethod
-    def of(cls, planes: Tensor, decoder: TriplaneDecoder, render: RenderConfig | None) -> "PlaneSpace":
+    def of(cls, planes: Tensor, metric: Tensor | None) -> "PlaneSpace":
         """The space of these people.
 
         Args:
             planes: (S, 3, C, R, R) of any float type.
-            render: how they are looked at; None: all channels count alike.
+            metric: (C, C), from `visible_metric`; None: all channels count alike.
 
         Returns:
             One in which the channels' principal variances, each weighted by itself, average 1; on the planes' device.
@@ -56,9 +57,9 @@ class PlaneSpace:
         some = planes[:PEOPLE].float() - mean
         std = some.std((0, 1, 3, 4)).clamp_min(1e-4)  # a channel that nothing uses stays silent
         weight = torch.eye(c, device=planes.device)
-        if render is not None:
-            metric = visible_metric(planes[:PEOPLE], decoder, render) * std[:, None] * std
-            values, axes = torch.linalg.eigh(metric * (c / metric.trace()))
+        if metric is not None:
+            seen = metric.to(std) * std[:, None] * std
+            values, axes = torch.linalg.eigh(seen * (c / seen.trace()))
             weight = (axes * (values.clamp_min(0) + FLOOR).sqrt()) @ axes.T
         weight = weight / std
         covariance = torch.einsum("skchw,skdhw->cd", some, some) * (c / some.numel())
@@ -71,14 +72,20 @@ class PlaneSpace:
 
     def unstandardise(self, planes: Tensor) -> Tensor:
         """x → y."""
-        return _mix(torch.linalg.inv(self.weight), planes.float()) + self.mean
+        return _mix(self.inverse, planes.float()) + self.mean
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """W⁻¹, (C, C)."""
+        return torch.linalg.inv(self.weight)
 
     def to(self, device: str | torch.device) -> "PlaneSpace":
         return PlaneSpace(self.mean.to(device), self.weight.to(device))
 
 
 def _mix(weight: Tensor, planes: Tensor) -> Tensor:
-    return torch.einsum("dc,...chw->...dhw", weight, planes)
+    with torch.autocast(planes.device.type, enabled=False):  # in 16 bits the inverse would make grain of rounding
+        return torch.einsum("dc,...chw->...dhw", weight, planes)
 
 
 def visible_metric(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfig, seed: int = 0) -> Tensor:
@@ -88,14 +95,14 @@ def visible_metric(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfi
     backward pass a picture.
 
     Args:
-        planes: (S, 3, C, R, R), each looked at from `VIEWS` cameras of its own, R × R pixels.
+        planes: (S, 3, C, R, R); the first `PEOPLE`, each looked at from `VIEWS` cameras of its own, R × R pixels.
         decoder: on any device; left as it is.
         seed: of the signs; the cameras are always the same.
 
     Returns:
         (C, C), symmetric, positive semi-definite, on the planes' device.
     """
-    size, views = planes.shape[-1], len(planes) * VIEWS
+    size, views = planes.shape[-1], min(PEOPLE, len(planes)) * VIEWS
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = copy.deepcopy(decoder).to(device).requires_grad_(False)
     cameras = capture_cameras(views, size, seed=0)

@@ -779,7 +779,7 @@ print(f"channel {loudest} moves pictures {change(loudest) / change(quietest):.0f
 # (`plane_space.py`). How much of all variance is in the details of a face, before and after?
 
 # %%
-space = PlaneSpace.of(fitted[:-1], decoder, look.render)
+space = PlaneSpace.of(fitted[:-1], metric)
 lesson = space.standardise(fitted)
 face = slice(resolution * 30 // 64, resolution * 40 // 64), slice(resolution * 22 // 64, resolution * 42 // 64)
 

@@ -20,7 +20,7 @@ from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfi
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.evaluation import compare
 from minirodin.fitting import fit_subjects
-from minirodin.plane_space import PlaneSpace
+from minirodin.plane_space import PlaneSpace, visible_metric
 from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
 
 TINY = BaseConfig(
@@ -98,9 +98,9 @@ def test_ancestral_sampling_repeats_with_its_seed(model):
 def test_the_space_is_that_of_the_training_planes(fitted, model):
     planes, names = load_planes(fitted, model.config.triplane.base_resolution)
     assert names == FittedPlanes(fitted).names and planes.shape[1:] == model.shape
-    space = PlaneSpace.of(planes, model.shared.decoder, model.config.render)
+    space = PlaneSpace.of(planes, visible_metric(planes, model.shared.decoder, model.config.render))
     assert torch.equal(model.space.mean, space.mean) and torch.equal(model.space.weight, space.weight)
-    alike = PlaneSpace.of(planes, model.shared.decoder, None)
+    alike = PlaneSpace.of(planes, None)
     assert not torch.allclose(alike.weight, space.weight, rtol=0.1)
 
 
@@ -296,6 +296,7 @@ def test_eight_bits_are_enough(trained, model, tmp_path, capsys):
             largest = reference.flatten(1).abs().amax(1).view(-1, *[1] * (reference.dim() - 1))
             assert ((ours - reference).abs() <= largest / 254 + 1e-7).all(), name
     noise = model.noise(2, seed=0)
+    assert (packed.space.mean - model.space.mean).abs().max() < 1e-3 * model.space.mean.abs().max()
     ours, reference = (m.space.standardise(m.sample(noise, 4)) for m in (packed, model))
     assert (ours - reference).square().mean() < 1e-3 * reference.square().mean()
     assert cli.main(["pack", str(trained), "--out", str(trained)]) == 2

@@ -19,7 +19,7 @@ from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.latent_diffusion import LatentModel, train_latent
 from minirodin.latents import Latents
 from minirodin.pipeline import RodinPipeline
-from minirodin.plane_space import PlaneSpace
+from minirodin.plane_space import PlaneSpace, visible_metric
 from minirodin.shards import FittedPlanes
 
 Z = 6
@@ -69,7 +69,7 @@ def test_a_latent_and_a_seed_make_one_avatar(model):
 
 def test_the_latent_of_each_person_goes_with_its_planes(people, tmp_path, monkeypatch):
     planes, names = load_planes(people, config().triplane.base_resolution)
-    space = PlaneSpace.of(planes, FittedPlanes(people).decoder.decoder, config().render)
+    space = PlaneSpace.of(planes, visible_metric(planes, FittedPlanes(people).decoder.decoder, config().render))
     planes = dict(zip(names, space.standardise(planes), strict=True))
     latents = Latents.load(people / "latents.safetensors")
     rows = zip(latents.names, latents.latents.float(), strict=True)

@@ -60,7 +60,7 @@ def test_a_channel_that_nobody_sees_counts_least(decoder, planes):
     metric = visible_metric(planes, decoder, RENDER)
     assert metric[:, 2].abs().max() == 0 and metric[0, 0] > 0 and metric[1, 1] > 0
     torch.testing.assert_close(metric, metric.T)
-    space = PlaneSpace.of(planes, decoder, RENDER)
+    space = PlaneSpace.of(planes, visible_metric(planes, decoder, RENDER))
     seen = (space.weight * planes.std((0, 1, 3, 4))).square().sum(0)
     assert seen[2] < 0.1 * seen[:2].max()
 
@@ -68,7 +68,7 @@ def test_a_channel_that_nobody_sees_counts_least(decoder, planes):
 def test_distances_are_those_of_pictures(decoder, planes):
     """Small changes of one length in x move pictures alike whatever the channel; of one length in y they do not."""
     people = planes[:1].repeat(2, 1, 1, 1, 1) * torch.tensor([0.9, 1.1]).view(2, 1, 1, 1, 1)
-    space = PlaneSpace.of(people, decoder, RENDER)
+    space = PlaneSpace.of(people, visible_metric(people, decoder, RENDER))
     cameras = capture_cameras(6, R, seed=0)
     before = torch.stack([picture(planes[0], decoder, i, cameras) for i in range(6)])
 
@@ -86,9 +86,9 @@ def test_distances_are_those_of_pictures(decoder, planes):
     assert max(by_x) / min(by_x) < 1.5 < max(by_y) / min(by_y)
 
 
-@pytest.mark.parametrize("render", [RENDER, None])
-def test_there_and_back(decoder, planes, render):
-    space = PlaneSpace.of(planes.half(), decoder, render)
+@pytest.mark.parametrize("visible", [True, False])
+def test_there_and_back(decoder, planes, visible):
+    space = PlaneSpace.of(planes.half(), visible_metric(planes, decoder, RENDER) if visible else None)
     x = space.standardise(planes)
     torch.testing.assert_close(space.unstandardise(x), planes, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(space.standardise(planes[0]), x[0])  # one subject, (3, C, R, R)
@@ -97,9 +97,18 @@ def test_there_and_back(decoder, planes, render):
     assert variances.square().sum() / variances.sum() == pytest.approx(1, rel=1e-2)
 
 
+def test_autocast_leaves_it_exact(decoder, planes):
+    """Samplers go there and back in every step, under autocast."""
+    space = PlaneSpace.of(planes, visible_metric(planes, decoder, RENDER))
+    with torch.autocast("cpu", torch.bfloat16):
+        back = space.unstandardise(space.standardise(planes))
+    assert back.dtype == torch.float32
+    torch.testing.assert_close(back, planes, atol=1e-4, rtol=1e-4)
+
+
 def test_a_silent_channel_stays_silent(decoder, planes):
     planes = planes.clone()
     planes[:, :, 1] = 0.25
-    space = PlaneSpace.of(planes, decoder, RENDER)
+    space = PlaneSpace.of(planes, visible_metric(planes, decoder, RENDER))
     assert space.weight.isfinite().all() and space.standardise(planes)[:, :, 1].isfinite().all()
     torch.testing.assert_close(space.unstandardise(space.standardise(planes)), planes, atol=1e-3, rtol=1e-3)

@@ -66,6 +66,7 @@ study_one() {
     visible) flags="--base.diffusion.schedule cosine --base.diffusion.shift -1" ;;
     visible-linear) flags="--base.diffusion.schedule linear --base.diffusion.shift 0" ;;
     visible-shifted) flags="--base.diffusion.schedule cosine --base.diffusion.shift 0" ;;
+    *) echo "unknown study $1" >&2; return 1 ;;
   esac
   minirodin train base --data "$runs/fitted/train" --preset "$preset" --out "$runs/study/$1" $train_flags \
     --base.train.steps "$study_steps" --base.train.preview-every "$study_steps" $flags &&
