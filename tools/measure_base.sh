@@ -94,6 +94,8 @@ out = Path(sys.argv[1])
 result = {**json.loads((out / "compare.json").read_text()), "training": {}}
 for path in sorted(out.glob("log-*.csv")):
     last = list(csv.DictReader(open(path)))[-1]
+    if not last.get("validation"):
+        sys.exit(f"error: {path} ends at step {last['step']}: train it to the end first")
     result["training"][path.stem[4:]] = {"steps": int(last["step"]), "seconds": float(last["seconds"]), "validation_loss": float(last["validation"])}
 write_json(result, out / "base_ablation.json")
 P
