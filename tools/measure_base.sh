@@ -3,10 +3,10 @@
 #   tools/measure_base.sh OUT [data] [study] [train] [sample] [steps] [compare] [collect] [bench]    (default: all but
 #   study; preset small)
 # data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
-# study: STUDIES, settings of `aware` that change what is learned from each step, STUDY_STEPS each, compared in a JSON of
-# their own; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same by other
-# samplers and numbers of steps, of the last variant; compare: all these with validation people; collect: one JSON; bench:
-# what convolution and training cost, on a machine that does nothing else.
+# study: STUDIES, settings of `aware` that change what is learned from each step (also lr-X, batch-N), STUDY_STEPS each,
+# compared in a JSON of their own; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their
+# sheets; steps: the same by other samplers and numbers of steps, of the last variant; compare: all these with validation
+# people; collect: one JSON; bench: what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants.
 set -uo pipefail
 out=$1; shift
@@ -66,10 +66,13 @@ study_one() {
     visible) flags="--base.diffusion.schedule cosine --base.diffusion.shift -1" ;;
     visible-linear) flags="--base.diffusion.schedule linear --base.diffusion.shift 0" ;;
     visible-shifted) flags="--base.diffusion.schedule cosine --base.diffusion.shift 0" ;;
+    lr-*) flags="--base.train.lr ${1#lr-}" ;;
+    batch-*) flags="--base.train.batch ${1#batch-}" ;;
     *) echo "unknown study $1" >&2; return 1 ;;
   esac
-  minirodin train base --data "$runs/fitted/train" --preset "$preset" --out "$runs/study/$1" $train_flags \
-    --base.train.steps "$study_steps" --base.train.preview-every "$study_steps" $flags &&
+  minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --preset "$preset" \
+    --out "$runs/study/$1" $train_flags --base.train.steps "$study_steps" --base.train.preview-every "$study_steps" $flags &&
+    cp "$runs/study/$1/log.csv" "$out/study-$1.csv" &&
     minirodin sample "$runs/study/$1" --count 64 --sampler dpm++ --steps 50 --out "$runs/studied/$1" &&
     jpeg "$runs/studied/$1/sheet.png" "$out/study-$1.jpg" && say "studied $1"
 }
