@@ -1,6 +1,7 @@
 """Training the base diffusion model on fitted planes at 64² (E6–E14)."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from minirodin.training import Trainer
 from minirodin.triplane import resize_planes
 
 PREVIEWS, PREVIEW_STEPS = 8, 25
+LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # λ at which errors are measured, whatever the schedule
 
 
 def load_planes(folder: str | Path, resolution: int) -> tuple[Tensor, list[str]]:
@@ -66,7 +68,8 @@ def train_base(
         data: folder that `fit_subjects` wrote; with `base.unet.latent` also of `latents.safetensors`.
         config: `config.base` says which network, process and schedule.
         out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
-        validation: another such folder, under the same decoder, whose ε-loss is logged.
+        validation: another such folder, under the same decoder, for the log: errors on people never seen, and on as
+            many of `data`.
         start: folder of a base model of the same shape and decoder to begin from, instead of random weights.
 
     Returns:
@@ -109,11 +112,12 @@ def train_base(
         "encoder": encoder,
         "start": fingerprint(network) if start else "",
     }
-    held_out = None
+    measured = {}
     if validation:
-        held_out, unseen = load_planes(validation, t.base_resolution)
-        unseen = load_latents(validation, unseen, width)[0][:, 0] if width else None
-        held_out = held_out, unseen
+        unseen, unseen_names = load_planes(validation, t.base_resolution)
+        unseen_latents = load_latents(validation, unseen_names, width)[0][:, 0] if width else None
+        measured["validation"] = unseen, unseen_latents
+        measured["trained"] = planes[: len(unseen)], latents[: len(unseen), 0] if width else None
 
     def losses(network, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict:
         x0, z = model.space.standardise(batch[0]), batch[1]
@@ -130,7 +134,7 @@ def train_base(
 
     trainer = Trainer(
         network, losses, batches, config.base.train, out, metadata, {"mean": space.mean, "weight": space.weight},
-        _previews(model, out, latents[:PREVIEWS, 0] if width else None, held_out),
+        _previews(model, out, latents[:PREVIEWS, 0] if width else None, measured),
     )  # fmt: skip
     model.to(trainer.device)
     planes, latents = planes.to(trainer.device), latents.to(trainer.device)
@@ -142,35 +146,54 @@ def train_base(
 
 
 def _previews(
-    model: BaseModel, out: Path, latent: Tensor | None, held_out: tuple[Tensor, Tensor | None] | None
+    model: BaseModel, out: Path, latent: Tensor | None, measured: dict[str, tuple[Tensor, Tensor | None]]
 ) -> Callable[[int], dict[str, float]]:
-    """What is looked at along the way: people from the same noise every time, and the loss on held-out subjects."""
+    """What is looked at along the way: people from the same noise every time, and how well people are denoised."""
 
     def preview(step: int) -> dict[str, float]:
         count = PREVIEWS if latent is None else len(latent)
         people = model.sample(model.noise(count, seed=0), PREVIEW_STEPS, latent=latent)
         pictures = [model.avatar(p).render(azimuth, 5, size=96) for azimuth in (0, 60) for p in people]
         contact_sheet(pictures, count, out / f"preview-{step:06d}.png")
-        return {"validation": validation_loss(model, *held_out)} if held_out else {}
+        numbers = {}
+        for name, people in measured.items():
+            errors = denoising_errors(model, *people)
+            numbers[name] = eps_loss(errors)
+            numbers |= {f"{name}_x0_at_{level:g}": error for level, error in zip(LEVELS, errors, strict=True)}
+        return numbers
 
     return preview
 
 
-def validation_loss(
-    model: BaseModel, planes: Tensor, latents: Tensor | None = None, rounds: int = 8, batch: int = 64
-) -> float:
-    """E7, the error of ε̂, on planes (S, 3, C, r, r) with the same noise and noise levels every time.
+def denoising_errors(
+    model: BaseModel, planes: Tensor, latents: Tensor | None = None, rounds: int = 2, batch: int = 64
+) -> list[float]:
+    """‖ŷ_0 − y_0‖² a value, standardised, at each of `LEVELS`: what differently trained models are compared by.
+
+    The noise is the same every time, and the levels do not depend on the model's own schedule.
 
     Args:
+        planes: (S, 3, C, r, r).
         latents: (S, Z) of the same people, for a model that was trained with latents; None: without.
     """
-    device, total, count = model.device, 0.0, 0
+    device, errors = model.device, []
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        for seed in range(rounds):
-            for i in range(0, len(planes), batch):
-                x0 = model.space.standardise(planes[i : i + batch].to(device))
-                z = None if latents is None else latents[i : i + batch]
-                generator = torch.Generator(device).manual_seed(seed)
-                eps = model.diffusion.losses(model._conditioned(len(x0), z, 1.0, 0.0), x0, generator)["eps"]
-                total, count = total + float(eps.sum()), count + len(x0)
-    return total / count
+        for level in LEVELS:
+            total = 0.0
+            for i in range(0, rounds * len(planes), batch):
+                of = torch.arange(i, min(i + batch, rounds * len(planes))) % len(planes)
+                x0 = model.space.standardise(planes[of.to(planes.device)].to(device))
+                z = None if latents is None else latents[of.to(latents.device)]
+                generator = torch.Generator(device).manual_seed(i)
+                eps = torch.randn(x0.shape, device=device, generator=generator)
+                log_snr = torch.full((len(x0),), level, device=device)
+                denoise = model.diffusion.denoiser(model._conditioned(len(x0), z, 1.0, 0.0))
+                predicted = denoise(model.diffusion.q_sample(x0, log_snr, eps), log_snr).x0
+                total += float((predicted - x0).square().flatten(1).mean(1).sum())
+            errors.append(total / (rounds * len(planes)))
+    return errors
+
+
+def eps_loss(errors: list[float]) -> float:
+    """E7 with λ linear in t, the paper's loss, from `denoising_errors`: ‖ε̂ − ε‖² = e^λ ‖ŷ_0 − y_0‖², averaged."""
+    return sum(math.exp(level) * error for level, error in zip(LEVELS, errors, strict=True)) / len(LEVELS)

@@ -20,7 +20,13 @@ from minirodin.errors import ConfigError, MinirodinError, RenderError
 
 
 def avatars(
-    out: Path, count: int = 8, views: int = 24, size: int = 256, seed: int = 0, portraits: bool = False
+    out: Path,
+    count: int = 8,
+    views: int = 24,
+    size: int = 256,
+    seed: int = 0,
+    portraits: bool = False,
+    workers: int | None = None,
 ) -> None:
     """Make synthetic people: a folder a subject with RGBA views, cameras and a caption. Existing ones are kept.
 
@@ -31,10 +37,11 @@ def avatars(
         size: width and height of an image in pixels.
         seed: of the first subject, the others count up (below 1000000 for training, then validation up to 2000000).
         portraits: views from near the front only, quicker to make: for `train classifier`.
+        workers: processes; by default one a core.
     """
     from minirodin.avatars.dataset import make_people
 
-    make_people(count=count, views=views, size=size, seed=seed, out=out, portraits=portraits)
+    make_people(count=count, views=views, size=size, seed=seed, out=out, portraits=portraits, workers=workers)
     print(f"{count} subjects in {out}")
 
 

@@ -271,7 +271,7 @@ class Trainer:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        shown = [k for k in ("simple", "eps", "validation") if k in columns] or ["loss"]
+        shown = [k for k in ("simple", "eps", "trained", "validation") if k in columns] or ["loss"]
         curves = {k: ([r["step"] for r in self.rows if k in r], [r[k] for r in self.rows if k in r]) for k in shown}
         save_curves(curves, self.out / "loss.png", xlabel="step", ylabel="loss", log_y=True)
         try:

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -15,8 +17,9 @@ from safetensors.torch import save_file
 from minirodin import cli, evaluation
 from minirodin.avatar import Avatar
 from minirodin.base import BaseModel, sample_people
-from minirodin.base_training import load_planes, train_base, validation_loss
+from minirodin.base_training import LEVELS, denoising_errors, eps_loss, load_planes, train_base
 from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfig
+from minirodin.diffusion import Diffusion, alpha_sigma
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.evaluation import compare
 from minirodin.fitting import fit_subjects
@@ -69,6 +72,8 @@ def test_training_leaves_model_log_curve_and_renders(trained):
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
     assert float(rows[-1]["simple"]) > 0 and float(rows[-1]["validation"]) > 0
+    assert rows[-1]["validation"] == rows[-1]["trained"]  # here they are the same people
+    assert float(rows[-1]["validation_x0_at_4"]) < float(rows[-1]["validation_x0_at_-4"])
 
 
 def test_a_loaded_model_samples_what_the_trained_one_does(fitted, model, tmp_path):
@@ -117,8 +122,39 @@ def test_a_longer_training_learns(fitted, tmp_path, prediction, steps):
         with torch.no_grad():
             losses = model.diffusion.losses(model.network, x0, torch.Generator().manual_seed(0))
         errors.append(float(losses["simple"].mean()))
-        assert validation_loss(model, planes) == pytest.approx(float(losses["eps"].mean()), rel=0.2)
     assert errors[1] < 0.6 * errors[0]
+
+
+class Knows:
+    """A network that predicts v for data that are all zero."""
+
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def __call__(self, x_t, log_snr):
+        _, sigma = alpha_sigma(log_snr, x_t)
+        eps = x_t / sigma
+        return torch.stack([alpha_sigma(log_snr, x_t)[0] * eps * self.factor, x_t], dim=1)
+
+
+def test_errors_are_measured_at_the_levels_they_say(model):
+    """Data at the mean, so x_0 = 0 and x_t = σε: a v̂ that is off by the factor f gives ŷ_0 = (1 − f) α σ ε."""
+    planes = model.space.unstandardise(torch.zeros(5, *model.shape))
+    told = copy(model)
+    for factor in (1.0, 0.5):
+        told.network = Knows(factor)
+        errors = denoising_errors(told, planes, rounds=4, batch=3)
+        expected = [((1 - factor) / (math.exp(lam / 2) + math.exp(-lam / 2))) ** 2 for lam in LEVELS]
+        assert errors == pytest.approx(expected, rel=0.05, abs=1e-6)
+    eps_errors = [(0.5 / (1 + math.exp(-lam))) ** 2 for lam in LEVELS]  # ε̂ = (1 − α²/2) ε
+    assert eps_loss(errors) == pytest.approx(sum(eps_errors) / len(LEVELS), rel=0.05)
+
+
+def test_errors_do_not_depend_on_the_batch_or_the_schedule(fitted, model):
+    planes, _ = load_planes(fitted, model.config.triplane.base_resolution)
+    other = copy(model)
+    other.diffusion = Diffusion(DiffusionConfig(schedule="linear", shift=3.0))
+    assert denoising_errors(model, planes) == denoising_errors(other, planes)
 
 
 @pytest.mark.parametrize("variant", ["baseline", "rollout"])

@@ -3,19 +3,21 @@
 #   tools/measure_base.sh OUT [data] [study] [train] [sample] [steps] [compare] [collect] [bench]    (default: all but
 #   study; preset small)
 # data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
-# study: STUDIES, settings of `aware` that change what is learned from each step (also lr-X, batch-N), STUDY_STEPS each,
-# compared in a JSON of their own; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their
+# study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: `alike`, or settings joined by `_`
+# such as lr-1e-3_batch-32_shift-2; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their
 # sheets; steps: the same by other samplers and numbers of steps, of the last variant; compare: all these with validation
 # people; collect: one JSON; bench: what convolution and training cost, on a machine that does nothing else.
-# PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants.
+# PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
+# made by MAKERS processes at once and drawn by SPREAD GPUs (default: 2, the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
 preset=${PRESET:-small} train=${TRAIN:-1024} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-256} count=${COUNT:-128}
+makers=${MAKERS:-2}  # at once: one starts while one ends
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 train_flags=${TRAIN_FLAGS:---base.train.steps 10000 --base.train.warmup 200 --base.train.lr 3e-4 --base.train.preview-every 5000 --base.train.checkpoint-every 250}
-variants=(${VARIANTS:-baseline rollout aware}) studies=(${STUDIES:-alike visible visible-linear visible-shifted})
+variants=(${VARIANTS:-baseline rollout aware}) studies=(${STUDIES:-lr-3e-4 lr-1e-3 lr-2e-3 lr-2e-3_shift-2})
 python=${PYTHON:-python3} study_steps=${STUDY_STEPS:-2000} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
@@ -38,7 +40,7 @@ data() {
     done
   done
   mkdir -p "$runs/people"/{train,validation}
-  printf '%s\n' "${chunks[@]}" | xargs -P 2 -I{} bash -c 'make_one {}' & maker=$!  # two: one starts while one ends
+  printf '%s\n' "${chunks[@]}" | xargs -P "$makers" -I{} --process-slot-var=SLOT bash -c 'make_one {}' & maker=$!
   export maker
   each fit_one "${chunks[@]}"; failed=$?
   wait $maker && [ $failed = 0 ] || return
@@ -46,7 +48,9 @@ data() {
 }
 make_one() {  # KIND/SEED-COUNT
   local name=${1#*/}
-  minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --out "$runs/people/$1" &&
+  [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$((SLOT % SPREAD))
+  minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --workers $((2 * $(nproc) / makers)) \
+    --out "$runs/people/$1" &&
     touch "$runs/people/$1.made"
 }
 fit_one() {
@@ -60,25 +64,49 @@ train_one() {
 }
 train() { each train_one "${variants[@]}"; }
 study_one() {
-  local flags
-  case $1 in
-    alike) flags="--base.no-visible --base.diffusion.schedule cosine --base.diffusion.shift -1" ;;
-    visible) flags="--base.diffusion.schedule cosine --base.diffusion.shift -1" ;;
-    visible-linear) flags="--base.diffusion.schedule linear --base.diffusion.shift 0" ;;
-    visible-shifted) flags="--base.diffusion.schedule cosine --base.diffusion.shift 0" ;;
-    lr-*) flags="--base.train.lr ${1#lr-}" ;;
-    batch-*) flags="--base.train.batch ${1#batch-}" ;;
-    *) echo "unknown study $1" >&2; return 1 ;;
-  esac
+  local flags part
+  for part in ${1//_/ }; do
+    case $part in
+      alike) flags+=" --base.no-visible" ;;
+      lr-*) flags+=" --base.train.lr ${part#lr-}" ;;
+      batch-*) flags+=" --base.train.batch ${part#batch-}" ;;
+      steps-*) flags+=" --base.train.steps ${part#steps-} --base.train.preview-every ${part#steps-}" ;;
+      shift-*) flags+=" --base.diffusion.schedule cosine --base.diffusion.shift ${part#shift-}" ;;
+      linear) flags+=" --base.diffusion.schedule linear" ;;
+      widths-*) flags+=" --base.unet.channels $(tr . ' ' <<<"${part#widths-}")" ;;
+      *) echo "unknown study $1" >&2; return 1 ;;
+    esac
+  done
   minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --preset "$preset" \
-    --out "$runs/study/$1" $train_flags --base.train.steps "$study_steps" --base.train.preview-every "$study_steps" $flags &&
-    cp "$runs/study/$1/log.csv" "$out/study-$1.csv" &&
+    --out "$runs/study/$1" $train_flags --base.train.steps "$study_steps" --base.train.preview-every "$study_steps" ${flags-} &&
+    cp "$runs/study/$1/log.csv" "$out/study-$1.csv" && say "studied $1" &&
     minirodin sample "$runs/study/$1" --count 64 --sampler dpm++ --steps 50 --out "$runs/studied/$1" &&
-    jpeg "$runs/studied/$1/sheet.png" "$out/study-$1.jpg" && say "studied $1"
+    jpeg "$runs/studied/$1/sheet.png" "$out/study-$1.jpg" &&
+    minirodin compare "$runs/studied/$1" --real "$runs/fitted/validation" --train "$runs/fitted/some" --out "$out/study-$1.json" >/dev/null
 }
 study() {
-  each study_one "${studies[@]}" &&
-    minirodin compare "$runs"/studied/* --real "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/base_study.json" >/dev/null
+  local some=("$runs"/fitted/train/planes-*)
+  mkdir -p "$runs/fitted/some"  # of the people that all studies learn from: enough to compare with
+  ln -sf "$runs/fitted/train/decoder.safetensors" "${some[0]}" "$runs/fitted/some/"
+  each study_one "${studies[@]}" && merge study study base_study
+}
+merge() {  # COMPARISONS LOGS NAME: what $out/COMPARISONS-*.json and the ends of $out/LOGS-*.csv say, in $out/NAME.json
+  "$python" - "$out" "$@" <<'P'
+import csv, json, sys
+from pathlib import Path
+from minirodin.evaluation import write_json
+out, (comparisons, logs, name) = Path(sys.argv[1]), sys.argv[2:]
+merged, training = {}, {}
+for path in sorted(out.glob(f"{comparisons}-*.json")):
+    one = json.loads(path.read_text())
+    merged = {**one, "samples": {**merged.get("samples", {}), **one["samples"]}}
+for path in sorted(out.glob(f"{logs}-*.csv")):
+    last = list(csv.DictReader(open(path)))[-1]
+    if not last.get("validation"):
+        sys.exit(f"error: {path} ends at step {last['step']}: train it to the end first")
+    training[path.stem.split("-", 1)[1]] = {key: float(value) for key, value in last.items() if key[:5] in ("step", "secon", "valid", "train")}
+write_json({**merged, "training": training}, out / f"{name}.json")
+P
 }
 sample_one() {  # VARIANT-SAMPLER-STEPS
   local sampler=${1#*-}
@@ -87,28 +115,25 @@ sample_one() {  # VARIANT-SAMPLER-STEPS
 }
 sample() { each sample_one "${variants[@]/%/-dpm++-50}"; }
 steps() { each sample_one "${variants[-1]}"-{ancestral-250,ancestral-50,ddim-50,ddim-20,dpm++-20,dpm++-10}; }
-compare() { minirodin compare "$runs"/samples/* --real "$runs/fitted/validation" --train "$runs/fitted/train" --out "$out/compare.json" >/dev/null; }
-collect() {
-  "$python" - "$out" <<'P'
-import csv, json, sys
-from pathlib import Path
-from minirodin.evaluation import write_json
-out = Path(sys.argv[1])
-result = {**json.loads((out / "compare.json").read_text()), "training": {}}
-for path in sorted(out.glob("log-*.csv")):
-    last = list(csv.DictReader(open(path)))[-1]
-    if not last.get("validation"):
-        sys.exit(f"error: {path} ends at step {last['step']}: train it to the end first")
-    result["training"][path.stem[4:]] = {"steps": int(last["step"]), "seconds": float(last["seconds"]), "validation_loss": float(last["validation"])}
-write_json(result, out / "base_ablation.json")
-P
+compare() {  # a share of the sets on each GPU
+  local sets=("$runs"/samples/*) shares=() i
+  for i in "${!sets[@]}"; do shares[i % ${#gpus[@]}]+=",${sets[i]##*/}"; done
+  rm -f "$out"/compare-*.json
+  each compare_some "${shares[@]}"
 }
+compare_some() {  # ,SET,SET…
+  local sets
+  IFS=, read -ra sets <<<"${1#,}"
+  minirodin compare "${sets[@]/#/$runs/samples/}" --real "$runs/fitted/validation" --train "$runs/fitted/train" \
+    --out "$out/compare-${sets[0]//+/p}.json" >/dev/null
+}
+collect() { merge compare log base_ablation; }
 bench() {
   minirodin bench conv --out "$out/bench_conv.json" >/dev/null &&
     for p in small full; do minirodin bench unet --preset $p --out "$out/bench_unet_$p.json" >/dev/null || return; done
 }
-export -f minirodin say jpeg make_one fit_one train_one study_one sample_one
-export out runs python preset count views size decoder fit_flags train_flags study_steps
+export -f minirodin say jpeg make_one fit_one train_one study_one sample_one compare_some
+export out runs python makers preset count views size decoder fit_flags train_flags study_steps
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"

@@ -48,7 +48,7 @@ def make_people(
         ConfigError: numbers out of range, or folders there that hold other views, sizes or cameras.
         DataError: `out` cannot be written to, or the disk is full. RenderError: no OpenGL.
     """
-    _check(count, views, size, seed)
+    _check(count, views, size, seed, workers)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,9 @@ def _is_done(folder: Path, cameras: Cameras) -> bool:
     return True
 
 
-def _check(count: int, views: int, size: int, seed: int) -> None:
+def _check(count: int, views: int, size: int, seed: int, workers: int | None) -> None:
     limits = (("count", count, 1, LAST_SEED), ("views", views, 1, 10_000), ("size", size, 8, 8192))
-    for name, value, low, high in limits:
+    for name, value, low, high in (*limits, ("workers", 1 if workers is None else workers, 1, 1024)):
         if not low <= value <= high:
             raise ConfigError(f"{name} is {value}: give {low} to {high}")
     if seed < 0 or seed + count > LAST_SEED:
