@@ -209,8 +209,11 @@ def _collar(ring: np.ndarray, cloth: Mesh, colour: np.ndarray, rng) -> list[Mesh
 
 def _buttons(cloth: Mesh, open_front: float, colour: np.ndarray) -> list[Mesh]:
     """A placket's edge and a few buttons down the chest."""
-    middle = np.flatnonzero((np.abs(cloth.vertices[:, 0]) < 0.03) & (cloth.vertices[:, 2] > 0.2))
-    middle = middle[cloth.vertices[middle, 1] > -0.86]
+    middle = np.flatnonzero((cloth.vertices[:, 2] > 0.2) & (cloth.vertices[:, 1] > -0.86))
+    if not len(middle):
+        return []
+    across = np.abs(cloth.vertices[middle, 0])
+    middle = middle[across <= max(0.03, across.min())]  # a coarse mesh may have nothing nearer
     order = middle[np.argsort(cloth.vertices[middle, 1])]
     y = np.arange(cloth.vertices[order[-1], 1] - 0.04, -0.83, -0.10)
     if not len(y):
