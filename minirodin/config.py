@@ -131,9 +131,9 @@ class BaseConfig:
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(schedule="cosine", shift=2.0))
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # at 2e-3 it breaks down
 
     def of_variant(self, variant: str) -> "BaseConfig":
         """The same model as `baseline`, `rollout` or `aware`, of equal size."""

@@ -12,13 +12,13 @@
 set -uo pipefail
 out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
-preset=${PRESET:-small} train=${TRAIN:-1024} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-256} count=${COUNT:-128}
+preset=${PRESET:-small} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128}
 makers=${MAKERS:-2}  # at once: one starts while one ends
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
-train_flags=${TRAIN_FLAGS:---base.train.steps 10000 --base.train.warmup 200 --base.train.lr 3e-4 --base.train.preview-every 5000 --base.train.checkpoint-every 250}
-variants=(${VARIANTS:-baseline rollout aware}) studies=(${STUDIES:-lr-3e-4 lr-1e-3 lr-2e-3 lr-2e-3_shift-2})
-python=${PYTHON:-python3} study_steps=${STUDY_STEPS:-2000} runs=$(realpath -m "${RUNS:-runs/base}")
+train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
+variants=(${VARIANTS:-baseline rollout aware}) studies=(${STUDIES:-shift-2 shift-0 lr-6e-4_shift-0 alike_shift-0})
+python=${PYTHON:-python3} study_steps=${STUDY_STEPS:-1200} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
@@ -104,7 +104,8 @@ for path in sorted(out.glob(f"{logs}-*.csv")):
     last = list(csv.DictReader(open(path)))[-1]
     if not last.get("validation"):
         sys.exit(f"error: {path} ends at step {last['step']}: train it to the end first")
-    training[path.stem.split("-", 1)[1]] = {key: float(value) for key, value in last.items() if key[:5] in ("step", "secon", "valid", "train")}
+    numbers = {key: float(value) for key, value in last.items() if key.startswith(("seconds", "validation", "trained"))}
+    training[path.stem.split("-", 1)[1]] = {"steps": int(last["step"]), **numbers}
 write_json({**merged, "training": training}, out / f"{name}.json")
 P
 }

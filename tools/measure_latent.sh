@@ -9,7 +9,7 @@ set -uo pipefail
 out=$1; shift
 stages=${*:-portraits see people encode base prior judge}
 preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-6000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-96}
-base_flags=${BASE_FLAGS:---base.train.steps 10000 --base.train.warmup 200 --base.train.lr 3e-4 --base.train.preview-every 5000 --base.train.checkpoint-every 250}
+base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})

@@ -1,6 +1,6 @@
 """The results table of the README, made of the numbers in results/*.json and nothing else.
 
-    python tools/results_table.py        # rewrites README.md between its two markers
+python tools/results_table.py        # rewrites README.md between its two markers
 """
 
 import json
@@ -12,13 +12,19 @@ START, END = "<!-- results: python tools/results_table.py -->", "<!-- /results -
 ONE, NOISE = "settings.one-size-plain.mean.", "settings.one-size-from-noise.mean."
 RESCALED, ALONE = (f"settings.private-{name}.mean.64.psnr" for name in ("rescaled", "one-size"))
 AWARE, RATE, SPEED = "variants.aware.", "share_of_matrix_rate", "samples_per_second"
-ABLATION = (
-    ("validation ε-loss", "training.{}.validation_loss", "{:.4f}"),
-    ("Fréchet distance", "samples.{}-dpm++-50.frechet", "{:.1f}"),
-    ("disagreement of the planes", "samples.{}-dpm++-50.disagreement", "{:.2f}"),
-    ("density in free space", "samples.{}-dpm++-50.floating", "{:.2g}"),
-)
-# What is shown, the file, where in it, how, and what was aimed at. A row appears when its file exists.
+VARIANTS = ("baseline", "rollout", "aware")
+ERRORS = tuple(f"training.{v}.validation_x0_at_0" for v in VARIANTS)
+LOSSES = tuple(f"training.{v}.validation" for v in VARIANTS)
+
+
+def of_samples(measure: str) -> tuple[str, ...]:
+    """Where the numbers of the three variants, and of real people, are."""
+    return (*(f"samples.{v}-dpm++-50.{measure}" for v in VARIANTS), f"real.{measure}")
+
+
+SAMPLERS = ("ancestral-250", "ancestral-50", "ddim-50", "ddim-20", "dpm++-50", "dpm++-20", "dpm++-10")
+BY_SAMPLER = tuple(f"samples.aware-{name}.frechet" for name in SAMPLERS)
+# What is shown, the file, where in it (once or more), how, and what was aimed at. A row appears when its file exists.
 ROWS = (
     ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
     ("the same planes at 128²", "fitting.json", "mean.128.psnr", "{:.2f} dB", ""),
@@ -48,11 +54,32 @@ ROWS = (
     ("training the U-Net of `full`, share of the matrix rate", "bench_unet_full.json", AWARE + RATE, "{:.2f}", "≥ 0.4"),
     ("training the U-Net of `small`", "bench_unet_small.json", AWARE + SPEED, "{:.0f} people a second", ""),
     ("the same with the paper's form", "bench_unet_small.json", "variants.aware-naive." + SPEED, "{:.0f} a second", ""),
-    *(
-        (f"base model, {name}: {measure}", "base_ablation.json", path.format(name), form, "")
-        for measure, path, form in ABLATION
-        for name in ("baseline", "rollout", "aware")
+    ("ablation, stacked / rolled out / 3D-aware: ε-loss", "base_ablation.json", LOSSES, "{:.4f} / {:.4f} / {:.4f}", ""),
+    ("error of ŷ₀ at λ = 0", "base_ablation.json", ERRORS, "{:.4f} / {:.4f} / {:.4f}", ""),
+    (
+        "Fréchet distance (real people)",
+        "base_ablation.json",
+        of_samples("frechet"),
+        "{:.1f} / {:.1f} / {:.1f} ({:.1f})",
+        "",
     ),
+    (
+        "disagreement of planes (real)",
+        "base_ablation.json",
+        of_samples("disagreement"),
+        "{:.2f} / {:.2f} / {:.2f} ({:.2f})",
+        "",
+    ),
+    (
+        "density that floats (real)",
+        "base_ablation.json",
+        of_samples("floating"),
+        "{:.0e} / {:.0e} / {:.0e} ({:.0e})",
+        "",
+    ),
+    ("3D-aware, ancestral, 250 / 50 steps: Fréchet", "base_ablation.json", BY_SAMPLER[:2], "{:.1f} / {:.1f}", ""),
+    ("DDIM, 50 / 20 steps", "base_ablation.json", BY_SAMPLER[2:4], "{:.1f} / {:.1f}", ""),
+    ("DPM-Solver++, 50 / 20 / 10 steps", "base_ablation.json", BY_SAMPLER[4:], "{:.1f} / {:.1f} / {:.1f}", ""),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
 
@@ -64,15 +91,20 @@ def results_table(folder: Path = ROOT / "results") -> str:
         if not (folder / file).is_file():
             continue
         results = json.loads((folder / file).read_text(encoding="utf-8"))
-        value = results
-        for key in path.split("."):
-            if isinstance(value, list):  # the study's settings by name, others by their place
-                value = {row.get("setting", str(i)): row for i, row in enumerate(value)}
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
+        values = [_at(results, one) for one in ((path,) if isinstance(path, str) else path)]
+        if None not in values:
             source = f"[{results['date']}, {results['commit'][:9]}](results/{file})"
-            lines.append(f"| {measure} | {form.format(value)} | {aim} | {results['device']} | {source} |")
+            lines.append(f"| {measure} | {form.format(*values)} | {aim} | {results['device']} | {source} |")
     return "\n".join(lines) if len(lines) > 2 else "Nothing measured yet."
+
+
+def _at(value, path: str) -> float | None:
+    """The number at a.b.c of nested dictionaries and lists."""
+    for key in path.split("."):
+        if isinstance(value, list):  # the study's settings by name, others by their place
+            value = {row.get("setting", str(i)): row for i, row in enumerate(value)}
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def rewrite(readme: str) -> str:
