@@ -161,6 +161,7 @@ def sample(
     sampler: Literal["ancestral", "ddim", "dpm++"] = "dpm++",
     seed: int = 0,
     latents: Path | None = None,
+    prior: Path | None = None,
     guidance_scale: float = 1.5,
 ) -> None:
     """Sample new people from a trained model: planes as `minirodin fit` writes them, and a sheet of pictures.
@@ -173,12 +174,15 @@ def sample(
         sampler: ancestral (stochastic), ddim or dpm++ (deterministic).
         seed: of the first person, the others count up.
         latents: file that `minirodin encode` wrote: the people are those whose portraits it knows, as many as it has.
+        prior: folder that `minirodin train latent` wrote: the people are those of latents that it draws.
         guidance_scale: with latents, how much they count.
     """
     from minirodin.base import BaseModel, sample_people
 
     if count < 1:
         raise ConfigError(f"count is {count}: give at least 1")
+    if latents and prior:
+        raise ConfigError("latents come from a file or from a prior: give one")
     base, z = BaseModel.load(model), None
     if latents:
         from minirodin.latents import Latents
@@ -188,6 +192,13 @@ def sample(
             raise CheckpointError(f"{latents} is of another encoder than {model}: encode the people again")
         z = known.latents[:count, 0].float()
         count = len(z)
+    if prior:
+        from minirodin.latent_diffusion import LatentModel
+
+        drawing = LatentModel.load(prior)
+        if drawing.encoder != base.encoder:
+            raise CheckpointError(f"{prior} is of another encoder than {model}: train it on that one's latents")
+        z = drawing.sample(count, seed=seed)
     sample_people(base, count, out, steps, sampler, seed, latents=z, guidance_scale=guidance_scale)
     print(out / "sheet.png")
 
@@ -201,6 +212,7 @@ def judge(
     limit: int = 128,
     prompts: int = 200,
     steps: int = 25,
+    parts: tuple[Literal["portraits", "texts", "edits"], ...] = ("portraits", "texts", "edits"),
 ) -> None:
     """Do generated people look as portraits, prompts and edits asked? A classifier that had no part in it tells; JSON.
 
@@ -213,6 +225,7 @@ def judge(
         limit: people.
         prompts: how many.
         steps: calls of the base network for each avatar.
+        parts: what is judged.
     """
     from minirodin.classifier import AttributeClassifier
     from minirodin.evaluation import provenance, write_json
@@ -223,18 +236,22 @@ def judge(
     pipe, judging = RodinPipeline.from_pretrained(pipeline), AttributeClassifier.load(classifier)
     people = Portraits.load(portraits)
     people = Portraits(people.names[:limit], people.pictures[:limit], people.attributes[:limit])
-    results = {
-        **provenance(),
-        "portraits": judge_portraits(pipe, judging, people, scales, steps),
-        "texts": judge_texts(pipe, judging, prompts, steps=steps),
-        "edits": judge_edits(pipe, judging, people, steps=steps),
+    runs = {
+        "portraits": lambda: judge_portraits(pipe, judging, people, scales, steps),
+        "texts": lambda: judge_texts(pipe, judging, prompts, steps=steps),
+        "edits": lambda: judge_edits(pipe, judging, people, steps=steps),
     }
+    results = {**provenance(), **{part: runs[part]() for part in runs if part in parts}}
     if out:
         write_json(results, out)
-    scored = results["portraits"]["scales"].items()
-    rows = {f"portraits, scale {scale}": row["agreement"]["mean"] for scale, row in scored}
-    rows |= {"real portraits": results["portraits"]["real"]["mean"], "texts": results["texts"]["mean"]}
-    print(json.dumps(rows | results["edits"]["mean"], indent=1))
+    rows = {}
+    if "portraits" in parts:
+        scored = results["portraits"]["scales"].items()
+        rows |= {f"portraits, scale {scale}": row["agreement"]["mean"] for scale, row in scored}
+        rows["real portraits"] = results["portraits"]["real"]["mean"]
+    if "texts" in parts:
+        rows["texts"] = results["texts"]["mean"]
+    print(json.dumps(rows | results.get("edits", {"mean": {}})["mean"], indent=1))
 
 
 def compare(

@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_config
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_base import TINY
 
+from minirodin import cli
 from minirodin.avatar import Avatar
 from minirodin.base import BaseModel, sample_people
 from minirodin.base_training import load_planes, train_base
@@ -189,6 +192,23 @@ def test_what_the_latent_model_refuses(prior, tmp_path):
     learned = replace(SMALL, diffusion=replace(SMALL.diffusion, vlb_weight=1e-3))
     with pytest.raises(ConfigError, match="vlb_weight"):
         train_latent(tmp_path / "a.safetensors", replace(settings, latent=learned), tmp_path / "m")
+
+
+def test_people_are_sampled_for_latents_that_a_prior_draws(model, trained, prior, tmp_path, capsys):
+    argv = ["sample", str(trained), "--count", "3", "--steps", "2", "--seed", "5", "--prior", str(prior)]
+    assert cli.main([*argv, "--out", str(tmp_path / "a")]) == 0
+    z = LatentModel.load(prior, "cpu").sample(3, seed=5)
+    expected = model.sample(model.noise(3, seed=5), 2, seed=5, latent=z, guidance_scale=1.5)
+    for i, planes in enumerate(expected):
+        torch.testing.assert_close(FittedPlanes(tmp_path / "a").planes(f"sample-{5 + i:06d}"), planes, rtol=1e-2, atol=2e-3)
+    both = [*argv, "--latents", "x.safetensors", "--out", str(tmp_path / "b")]
+    assert cli.main(both) == 2 and "from a file or from a prior" in capsys.readouterr().err
+    foreign = shutil.copytree(prior, tmp_path / "foreign")
+    with safe_open(foreign / "model.safetensors", "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, foreign / "model.safetensors", metadata | {"encoder": "F"})
+    argv[-1] = str(foreign)
+    assert cli.main([*argv, "--out", str(tmp_path / "c")]) == 2 and "another encoder" in capsys.readouterr().err
 
 
 # -- the pipeline -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 # study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: `alike`, or settings joined by `_`
 # such as lr-1e-3_batch-32_shift-2; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their
 # sheets; steps: the same by other samplers and numbers of steps, of the last variant; compare: all these with validation
-# people; collect: one JSON; bench: what convolution and training cost, on a machine that does nothing else.
+# people; gather: one JSON; collect: one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
 # made by MAKERS processes at once and drawn by SPREAD GPUs (default: 2, the first).
 set -uo pipefail

@@ -1,52 +1,92 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
-#   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [base] [prior] [judge]    (default: all; preset small)
+#   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
 # portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: the image-text encoder and the classifier that judges, one a GPU, and
-# what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: their latents; base: the base model that
-# these condition; prior: the model over latents; judge: portraits, prompts and edits of the unseen.
-# PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, GPUS and PYTHON change the rest.
+# what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of all; prior: the model over
+# latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the
+# unseen, one a GPU; contrast: COUNT people with and without latents, compared with real ones.
+# PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, GPUS and PYTHON change the rest;
+# people are drawn by SPREAD GPUs (default: the first).
 set -uo pipefail
 out=$1; shift
-stages=${*:-portraits see people encode base prior judge}
-preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-6000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-96}
+stages=${*:-portraits see people encode prior base judge contrast}
+preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-6000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-96} count=${COUNT:-128}
 base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
-python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}")
+python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}") tools=$(dirname "$0")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
-mkdir -p "$out" "$runs/rodin"
-minirodin() { "$python" -m minirodin "$@"; }
+rodin=$runs/rodin portraits=$runs/portraits
+mkdir -p "$out" "$rodin"
 on() { CUDA_VISIBLE_DEVICES=${gpus[$1 % ${#gpus[@]}]} "$python" -m minirodin "${@:2}"; }  # GPU COMMAND…
+all() {  # wait for everything begun with &; whether all went well
+  local job failed=0
+  for job in $(jobs -p); do wait "$job" || failed=1; done
+  return $failed
+}
 say() { echo "[$SECONDS s] $*"; }
 
 portraits() {
-  minirodin avatars --portraits --count "$unseen" --seed 1700000 --views "$views" --size "$size" --out "$runs/portraits/unseen" &&
-    minirodin avatars --portraits --count "$people" --seed 100000 --views "$views" --size "$size" --out "$runs/portraits/train"
+  local share n=${SPREAD:-1} first last
+  for ((share = 0; share < n; share++)); do
+    first=$((people * share / n)) last=$((people * (share + 1) / n))
+    [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$share
+    "$python" -m minirodin avatars --portraits --count $((last - first)) --seed $((100000 + first)) --views "$views" --size "$size" \
+      --workers $(($(nproc) / n)) --out "$portraits/train" &
+  done
+  unset GLCONTEXT_DEVICE_INDEX
+  all && "$python" -m minirodin avatars --portraits --count "$unseen" --seed 1700000 --views "$views" --size "$size" --out "$portraits/unseen"
 }
 see() {
-  local data=(--data "$runs/portraits/train" --validation "$runs/portraits/unseen" --preset "$preset") encoder
-  (on 0 train encoder "${data[@]}" --out "$runs/rodin/encoder" ${ENCODER_FLAGS:-} &&
-    on 0 assess "$runs/rodin/encoder" "$runs/portraits/unseen" --out "$out/encoder.json" >/dev/null) & encoder=$!
-  on 1 train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} &&
-    on 1 assess "$runs/classifier" "$runs/portraits/unseen" --out "$out/classifier.json" >/dev/null &&
-    wait $encoder && cp "$runs/rodin/encoder/log.csv" "$out/log-encoder.csv" && cp "$runs/classifier/log.csv" "$out/log-classifier.csv"
+  local data=(--data "$portraits/train" --validation "$portraits/unseen" --preset "$preset")
+  (on 0 train encoder "${data[@]}" --out "$rodin/encoder" ${ENCODER_FLAGS:-} && cp "$rodin/encoder/log.csv" "$out/log-encoder.csv" &&
+    on 0 assess "$rodin/encoder" "$portraits/unseen" --out "$out/encoder.json" >/dev/null && say "encoder") &
+  (on 1 train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} && cp "$runs/classifier/log.csv" "$out/log-classifier.csv" &&
+    on 1 assess "$runs/classifier" "$portraits/unseen" --out "$out/classifier.json" >/dev/null && say "classifier") &
+  all
 }
-people() { "$(dirname "$0")/measure_base.sh" "$out" data; }
+people() { "$tools/measure_base.sh" "$out" data; }
 encode() {
-  local kind
-  for kind in train validation; do
-    on 0 encode "$runs/rodin/encoder" "$runs/people/$kind"/*/ --out "$runs/fitted/$kind/latents.safetensors" || return
-  done
-}
-base() {
-  on 0 train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --preset "$preset" --base.unet.latent 512 \
-    --out "$runs/rodin/base" $base_flags && cp "$runs/rodin/base/log.csv" "$out/log-conditional.csv"
+  on 0 encode "$rodin/encoder" "$runs/people/train"/*/ --out "$runs/fitted/train/latents.safetensors" &
+  on 1 encode "$rodin/encoder" "$runs/people/validation"/*/ --out "$runs/fitted/validation/latents.safetensors" &
+  on 2 encode "$rodin/encoder" "$portraits/train" --out "$portraits/train.safetensors" &
+  on 3 encode "$rodin/encoder" "$portraits/unseen" --out "$portraits/unseen.safetensors" &
+  all
 }
 prior() {
-  on 1 train latent --data "$runs/fitted/train/latents.safetensors" --validation "$runs/fitted/validation/latents.safetensors" \
-    --preset "$preset" --out "$runs/rodin/latent" ${PRIOR_FLAGS:-} && cp "$runs/rodin/latent/log.csv" "$out/log-prior.csv"
+  on 0 train latent --data "$portraits/train.safetensors" --validation "$portraits/unseen.safetensors" --preset "$preset" \
+    --out "$rodin/latent" ${PRIOR_FLAGS:-} && cp "$rodin/latent/log.csv" "$out/log-prior.csv"
+}
+base() {
+  local launch=(-m minirodin)
+  [ ${#gpus[@]} = 1 ] || launch=(-m torch.distributed.run --nproc-per-node ${#gpus[@]} -m minirodin)
+  CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]}") "$python" "${launch[@]}" train base --data "$runs/fitted/train" \
+    --validation "$runs/fitted/validation" --preset "$preset" --base.unet.latent 512 --out "$rodin/base" $base_flags &&
+    cp "$rodin/base/log.csv" "$out/log-conditional.csv"
 }
 judge() {
-  on 0 judge "$runs/rodin" --classifier "$runs/classifier" --portraits "$runs/portraits/unseen" --out "$out/latent.json" ${JUDGE_FLAGS:-}
+  local part i=0
+  for part in portraits edits texts; do
+    on $((i++)) judge "$rodin" --classifier "$runs/classifier" --portraits "$portraits/unseen" --parts $part \
+      --out "$out/judge-$part.json" ${JUDGE_FLAGS:-} >/dev/null &
+  done
+  all && "$python" - "$out" <<'P'
+import json, sys
+from pathlib import Path
+from minirodin.evaluation import write_json
+out, merged = Path(sys.argv[1]), {}
+for path in sorted(out.glob("judge-*.json")):
+    merged |= json.loads(path.read_text())
+write_json(merged, out / "latent.json")
+P
+}
+contrast() {
+  local samples=$runs/contrast/samples known=$runs/fitted/validation/latents.safetensors make=(sample "$rodin/base" --count "$count" --steps 50)
+  mkdir -p "$samples" && ln -sfn "$runs/fitted" "$runs/contrast/fitted"
+  on 0 "${make[@]}" --out "$samples/without" &
+  on 1 "${make[@]}" --out "$samples/portraits-1" --latents "$known" --guidance-scale 1 &
+  on 2 "${make[@]}" --out "$samples/portraits-1.5" --latents "$known" --guidance-scale 1.5 &
+  on 3 "${make[@]}" --out "$samples/prior-1.5" --prior "$rodin/latent" --guidance-scale 1.5 &
+  all && RUNS=$runs/contrast "$tools/measure_base.sh" "$out/contrast" compare gather && cp "$out/contrast/compared.json" "$out/latent_contrast.json"
 }
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
