@@ -199,8 +199,9 @@ def test_people_are_sampled_for_latents_that_a_prior_draws(model, trained, prior
     assert cli.main([*argv, "--out", str(tmp_path / "a")]) == 0
     z = LatentModel.load(prior, "cpu").sample(3, seed=5)
     expected = model.sample(model.noise(3, seed=5), 2, seed=5, latent=z, guidance_scale=1.5)
+    people = FittedPlanes(tmp_path / "a")
     for i, planes in enumerate(expected):
-        torch.testing.assert_close(FittedPlanes(tmp_path / "a").planes(f"sample-{5 + i:06d}"), planes, rtol=1e-2, atol=2e-3)
+        torch.testing.assert_close(people.planes(f"sample-{5 + i:06d}"), planes, rtol=1e-2, atol=2e-3)
     both = [*argv, "--latents", "x.safetensors", "--out", str(tmp_path / "b")]
     assert cli.main(both) == 2 and "from a file or from a prior" in capsys.readouterr().err
     foreign = shutil.copytree(prior, tmp_path / "foreign")

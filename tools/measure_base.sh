@@ -6,7 +6,8 @@
 # study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: `alike`, or settings joined by `_`
 # such as lr-1e-3_batch-32_shift-2; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their
 # sheets; steps: the same by other samplers and numbers of steps, of the last variant; compare: all these with validation
-# people; gather: one JSON; collect: one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
+# people; gather: one JSON; collect: one with training, and a picture; bench: what convolution and training cost, on a machine
+# that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
 # made by MAKERS processes at once and drawn by SPREAD GPUs (default: 2, the first).
 set -uo pipefail
@@ -128,7 +129,18 @@ compare_some() {  # ,SET,SET…
   minirodin compare "${sets[@]/#/$runs/samples/}" --real "$runs/fitted/validation" --train "$runs/fitted/train" \
     --out "$out/compare-${sets[0]//+/p}.json" >/dev/null
 }
-collect() { merge compare log base_ablation; }
+gather() { merge compare log compared; }
+collect() {
+  merge compare log base_ablation &&
+    "$python" - "$out" <<'P'
+import sys
+import imageio.v3 as image
+import numpy as np
+sheets = [image.imread(f"{sys.argv[1]}/base-{variant}-dpmpp-50.jpg") for variant in ("baseline", "rollout", "aware")]
+second = [sheet[len(sheet) // 4 : len(sheet) // 2 + 4] for sheet in sheets]
+image.imwrite(f"{sys.argv[1]}/base_variants.jpg", np.concatenate(second), quality=88)
+P
+}
 bench() {
   minirodin bench conv --out "$out/bench_conv.json" >/dev/null &&
     for p in small full; do minirodin bench unet --preset $p --out "$out/bench_unet_$p.json" >/dev/null || return; done
