@@ -279,6 +279,7 @@ PRESETS = {
         base=BaseConfig(
             unet=UNetConfig(channels=(192, 384, 576, 768), blocks=3, attention=(32, 16, 8), dropout=0.1),
             plain_channels=(192, 448, 608, 768),
+            diffusion=DiffusionConfig(),  # λ linear in t, as in the paper
             train=TrainConfig(steps=500_000, batch=256, lr=1e-4, warmup=5000, ema=0.9999),
         ),
     ),
