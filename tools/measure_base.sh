@@ -132,13 +132,21 @@ compare_some() {  # ,SET,SET…
 gather() { merge compare log compared; }
 collect() {
   merge compare log base_ablation &&
-    "$python" - "$out" <<'P'
+    "$python" - "$out" "$runs/fitted/validation" <<'P'
 import sys
+from pathlib import Path
 import imageio.v3 as image
 import numpy as np
-sheets = [image.imread(f"{sys.argv[1]}/base-{variant}-dpmpp-50.jpg") for variant in ("baseline", "rollout", "aware")]
-second = [sheet[len(sheet) // 4 : len(sheet) // 2 + 4] for sheet in sheets]
-image.imwrite(f"{sys.argv[1]}/base_variants.jpg", np.concatenate(second), quality=88)
+from minirodin.avatar import Avatar, to_rgb
+from minirodin.plots import contact_sheet
+from minirodin.shards import FittedPlanes
+out, real = Path(sys.argv[1]), Path(sys.argv[2])
+people = [Avatar.load(real / name) for name in FittedPlanes(real).names[4:8]]
+contact_sheet([to_rgb(person.render(azimuth, 5)).cpu() for person in people for azimuth in (0.0, 60.0)], 8, out / "real.png")
+sheets = [image.imread(out / f"base-{variant}-dpmpp-50.jpg") for variant in ("baseline", "rollout", "aware")]
+rows = [sheet[len(sheet) // 4 : len(sheet) // 2 + 4] for sheet in sheets]
+rows.append(image.imread(out / "real.png")[: len(rows[0]), :, :3])
+image.imwrite(out / "base_variants.jpg", np.concatenate(rows), quality=88)
 P
 }
 bench() {
