@@ -4,8 +4,8 @@
 # portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: the image-text encoder and the classifier that judges, one a GPU, and
 # what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of all; prior: the model over
 # latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the
-# unseen, one a GPU; contrast: COUNT people with and without latents, compared with real ones.
-# PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, GPUS and PYTHON change the rest;
+# unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents, compared with real ones.
+# PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest;
 # people are drawn by SPREAD GPUs (default: the first).
 set -uo pipefail
 out=$1; shift
@@ -69,6 +69,7 @@ judge() {
     on $((i++)) judge "$rodin" --classifier "$runs/classifier" --portraits "$portraits/unseen" --parts $part \
       --out "$out/judge-$part.json" ${JUDGE_FLAGS:-} >/dev/null &
   done
+  CUDA_VISIBLE_DEVICES=${gpus[3 % ${#gpus[@]}]} "$python" "$tools/latent_pictures.py" sheets "$rodin" "$portraits/unseen" --out "$out" ${SHEET_FLAGS:-} &
   all && "$python" - "$out" <<'P'
 import json, sys
 from pathlib import Path
@@ -78,6 +79,7 @@ for path in sorted(out.glob("judge-*.json")):
     merged |= json.loads(path.read_text())
 write_json(merged, out / "latent.json")
 P
+  "$python" "$tools/latent_pictures.py" figures --results "$out/latent.json" --out "$out"
 }
 contrast() {
   local samples=$runs/contrast/samples known=$runs/fitted/validation/latents.safetensors make=(sample "$rodin/base" --count "$count" --steps 50)
