@@ -3,11 +3,11 @@
 #   tools/measure_base.sh OUT [data] [study] [train] [sample] [steps] [compare] [collect] [bench]    (default: all but
 #   study; preset small)
 # data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
-# study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: `alike`, or settings joined by `_`
-# such as lr-1e-3_batch-32_shift-2; train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their
-# sheets; steps: the same by other samplers and numbers of steps, of the last variant; compare: all these with validation
-# people; gather: one JSON; collect: one with training, and a picture; bench: what convolution and training cost, on a machine
-# that does nothing else.
+# study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: settings joined by `_`, such
+# as lr-1e-3_shift-2, `alike` (channels count alike), `rollout` (of equal weights), `narrow` (rolled out, of equal widths), `apart`
+# (no attention); train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the
+# same by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON;
+# collect: one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
 # made by MAKERS processes at once and drawn by SPREAD GPUs (default: 2, the first).
 set -uo pipefail
@@ -74,6 +74,9 @@ study_one() {
       steps-*) flags+=" --base.train.steps ${part#steps-} --base.train.preview-every ${part#steps-}" ;;
       shift-*) flags+=" --base.diffusion.schedule cosine --base.diffusion.shift ${part#shift-}" ;;
       linear) flags+=" --base.diffusion.schedule linear" ;;
+      rollout) flags+=" --variant rollout" ;;
+      narrow) flags+=" --variant rollout --base.unet.variant rollout" ;;
+      apart) flags+=" --base.unet.attention 0" ;;
       widths-*) flags+=" --base.unet.channels $(tr . ' ' <<<"${part#widths-}")" ;;
       *) echo "unknown study $1" >&2; return 1 ;;
     esac
