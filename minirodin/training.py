@@ -150,11 +150,9 @@ class Trainer:
         """
         self._resume()
         c, main = self.config, self.accelerator.is_main_process
-        eager = self.network.forward
-        if c.graph and self.device.type == "cuda" and self.step < c.steps:
-            self._record()
-        started, fine, seen = time.perf_counter() - self.seconds, None, {}
-        with progress(total=c.steps, desc="training", unit="step", enabled=show_progress and main) as bar:
+        bar = progress(total=c.steps, desc="training", unit="step", enabled=show_progress and main)
+        with self._replayed(), bar:
+            started, fine, seen = time.perf_counter() - self.seconds, None, {}
             bar.update(self.step)
             while self.step < c.steps:
                 values = self.advance()
@@ -187,9 +185,19 @@ class Trainer:
                     if keep:
                         self.save(done)
                 self.accelerator.wait_for_everyone()
-        self.network.forward = eager
         self.ema._swap()
         return self.network.eval()
+
+    @contextmanager
+    def _replayed(self):
+        """Within it, on a GPU, the network's kernels are replayed in training; however it ends, no longer after it."""
+        eager = self.network.forward
+        try:
+            if self.config.graph and self.device.type == "cuda" and self.step < self.config.steps:
+                self._record()
+            yield
+        finally:
+            self.network.forward = eager
 
     def _record(self) -> None:
         """Have the network's forward and backward replayed in training; in evaluation it runs as ever."""

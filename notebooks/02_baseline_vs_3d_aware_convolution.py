@@ -927,7 +927,7 @@ print(f"{ablation['people']} people of each".ljust(20) + "".join(f"{measure:>14}
 for name, row in rows.items():
     print(f"{name:20}" + "".join(f"{row[measure]:14.3g}" for measure in measures))
 sheet = plt.imread("../results/base_variants.jpg") / 255
-photo(show_images([sheet], ["baseline, rollout, aware: the same four noises; below, fitted people"], columns=1, width=8))
+photo(show_images([sheet], ["baseline, rollout, aware, the same four noises; below, fitted people"], width=8))
 
 # %%
 curves = {variant: (LEVELS, missed(ablation["training"][variant])) for variant in VARIANTS}

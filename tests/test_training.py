@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +167,16 @@ def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
     assert metadata["step"] == "4" and all(t.isfinite().all() for t in kept.values())
     trainer(tmp_path).run(False)  # and good data goes on from there
     assert all(t.isfinite().all() for t in weights(tmp_path).values())
+
+
+def test_however_replaying_ends_the_network_runs_as_ever_after_it(tmp_path):
+    run = trainer(tmp_path)
+    eager, run.device = run.network.forward, SimpleNamespace(type="cuda")
+    run._record = lambda: setattr(run.network, "forward", None)
+    with pytest.raises(MinirodinError), run._replayed():
+        assert run.network.forward is None
+        raise MinirodinError("the loss is not finite")
+    assert run.network.forward == eager
 
 
 def test_an_infinite_gradient_alone_stops_it_too(tmp_path):

@@ -38,7 +38,8 @@ portraits() {
 }
 see() {
   local data=(--data "$portraits/train" --validation "$portraits/unseen" --preset "$preset")
-  (on 0 train encoder "${data[@]}" --out "$rodin/encoder" ${ENCODER_FLAGS:-} && cp "$rodin/encoder/log.csv" "$out/log-encoder.csv" &&
+  (on 0 train encoder "${data[@]}" --out "$runs/encoder" ${ENCODER_FLAGS:-} && cp "$runs/encoder/log.csv" "$out/log-encoder.csv" &&
+    on 0 pack "$runs/encoder" --out "$rodin/encoder" &&  # first: latents are those of the encoder that is shipped
     on 0 assess "$rodin/encoder" "$portraits/unseen" --out "$out/encoder.json" >/dev/null && say "encoder") &
   (on 1 train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} && cp "$runs/classifier/log.csv" "$out/log-classifier.csv" &&
     on 1 assess "$runs/classifier" "$portraits/unseen" --out "$out/classifier.json" >/dev/null && say "classifier") &
