@@ -606,9 +606,10 @@ def missed(run, of="validation"):
     return np.array([run[f"{of}_x0_at_{level:g}"] for level in LEVELS])
 
 
-plain = missed(study["lr-1e-3"])
-runs = {"shift +2": "lr-1e-3_shift-2", "half the batch, more steps": "lr-1e-3_batch-32_steps-2000"}
-curves = {name: (LEVELS, missed(study[run]) / plain) for name, run in {"shift 0": "lr-1e-3", **runs}.items()}
+plain = missed(study["lr-1e-3_shift-0"])
+runs = {"shift 0": "lr-1e-3_shift-0", "shift +2": "lr-1e-3_shift-2"}
+runs |= {"half the batch, more steps": "lr-1e-3_batch-32_steps-2000_shift-0"}
+curves = {name: (LEVELS, missed(study[run]) / plain) for name, run in runs.items()}
 show_curves(curves, "λ (left: noise, right: data)", "error ÷ that of shift 0", "errors of ŷ₀", width=6)
 
 # %% tags=["check"]
@@ -945,8 +946,8 @@ print("the roll-out's error beyond aware's:", ", ".join(f"{a:+.1%} at λ = {leve
 # %% [markdown]
 # The **baseline** is out: faces of streaks, clothes without a colour, planes that contradict each other. Between
 # **rollout** and **aware** it is closer than in the paper. Planes of `aware` agree better, and it denoises a little
-# better where shape and colour are decided; the Fréchet distances are a tie (one run each). Two reasons can be seen
-# here: attention at 16² and 8² sees all three planes in both, so neither is cut off; and at equal weights the roll-out
+# better where shape and colour are decided; the Fréchet distances are a tie (one run each). Two reasons are
+# likely: attention at 16² and 8² sees all three planes in both, so neither is cut off; and at equal weights the roll-out
 # is wider and does a tenth more work. And all are far from done: errors on strangers and on people they know are nearly
 # one curve. Nothing is learned by heart yet; longer training would help.
 

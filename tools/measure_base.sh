@@ -18,7 +18,9 @@ makers=${MAKERS:-2}  # at once: one starts while one ends
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
-variants=(${VARIANTS:-baseline rollout aware}) studies=(${STUDIES:-shift-2 shift-0 lr-6e-4_shift-0 alike_shift-0})
+variants=(${VARIANTS:-baseline rollout aware})
+studies=(${STUDIES:-alike_lr-1e-3_shift-0 lr-6e-4_shift-0 lr-1e-3_shift-0 lr-1e-3_shift-2 lr-1e-3_batch-32_steps-2000_shift-0
+  lr-2e-3_shift-0 lr-2e-3_shift-2 lr-2e-3_batch-32_steps-2000_shift-0})
 python=${PYTHON:-python3} study_steps=${STUDY_STEPS:-1200} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
