@@ -946,9 +946,9 @@ print("the roll-out's error beyond aware's:", ", ".join(f"{a:+.1%} at λ = {leve
 # %% [markdown]
 # The **baseline** is out: faces of streaks, clothes without a colour, planes that contradict each other. Between
 # **rollout** and **aware** it is closer than in the paper. Planes of `aware` agree better, and it denoises a little
-# better where shape and colour are decided; the Fréchet distances are a tie (one run each). Two reasons are
-# likely: attention at 16² and 8² sees all three planes in both, so neither is cut off; and at equal weights the roll-out
-# is wider and does a tenth more work. And all are far from done: errors on strangers and on people they know are nearly
+# better where shape and colour are decided; the Fréchet distances are a tie (one run each). Two reasons are likely:
+# attention at 16² and 8² sees all three planes in both, so neither is cut off; and at equal weights the roll-out is
+# wider and does a tenth more work. And all are far from done: errors on strangers and on people they know are nearly
 # one curve. Nothing is learned by heart yet; longer training would help.
 
 # %% [markdown]
