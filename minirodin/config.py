@@ -133,7 +133,7 @@ class BaseConfig:
     plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(schedule="cosine", shift=2.0))
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # at 2e-3 it breaks down
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # 2e-3 is worse
 
     def of_variant(self, variant: str) -> "BaseConfig":
         """The same model as `baseline`, `rollout` or `aware`, of equal size."""

@@ -1198,7 +1198,7 @@ photo(show_images(pictures, titles, columns=len(frames), width=7.5, title="above
 # | "the same computation" for the other planes | kernels shared by the three, with a learned embedding of the plane |
 # | pooling not named more closely | mean |
 # | baseline: planes concatenated in channels | the same, with as many parameters as the others |
-# | λ linear in t, ends not given | cosine, shifted by 2 (section 4); `--base.diffusion.schedule linear` is E6 |
+# | λ linear in t, ends not given | cosine, shifted by 2 (section 4); schedule linear, shift 0 is E6 |
 # | L_simple on ε, plus L_VLB | the same; in this notebook alone, $y_0$ around a mean person |
 # | ancestral sampling | the same, and DDIM and DPM-Solver++ |
 # | conditioned on a latent | chapter 03 |

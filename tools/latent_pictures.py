@@ -1,7 +1,7 @@
 """What latents make possible (E13–E16) as pictures: avatars of portraits and prompts, edits, the sweep of guidance.
 
-python tools/latent_pictures.py sheets PIPELINE PORTRAITS --out OUT
-python tools/latent_pictures.py figures --results results/latent.json --out OUT
+    python tools/latent_pictures.py sheets PIPELINE PORTRAITS --out OUT
+    python tools/latent_pictures.py figures --results results/latent.json --out OUT
 """
 
 import json
@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from minirodin.avatar import Avatar, to_rgb
+from minirodin.judgement import EDITS
 from minirodin.pipeline import RodinPipeline
 from minirodin.plots import PALETTE, STYLE, contact_sheet, show_images
 from minirodin.portraits import Portraits, plain
@@ -28,14 +29,10 @@ PROMPTS = (
     "a smiling woman with pink hair and hoop earrings",
     "a man with a moustache in a striped t-shirt",
 )
-EDITS = {
-    "red hair": ("a person with red hair", "a person with hair"),
-    "bald": ("a bald person", "a person with short hair"),
-    "full beard": ("a person with a full beard", "a person with no beard"),
-    "sunglasses": ("a person wearing sunglasses", "a person with no glasses"),
-    "baseball cap": ("a person wearing a baseball cap", "a person with no hat"),
-    "old": ("an old person", "a young person"),
-}
+SHOWN = {  # of the edits that are judged
+    ("hair_color", "red"): "red hair", ("hair_style", "bald"): "bald", ("facial_hair", "full"): "full beard",
+    ("glasses", "sun"): "sunglasses", ("hat", "cap"): "baseball cap", ("age", "old"): "old",
+}  # fmt: skip
 SIZE = 160
 
 
@@ -61,13 +58,14 @@ def sheets(
     show_images(pairs, PROMPTS, columns=2, width=9).savefig(out / "latent_prompts.png")
 
     shown, titles = [], []
+    edits = [(target, source, SHOWN[a, name]) for a, name, target, source in EDITS if (a, name) in SHOWN]
     for avatar in made[: min(4, people)]:
         shown += looks(avatar, 20)
         titles += ["avatar of a portrait"]
-        for name, (target, source) in EDITS.items():
+        for target, source, title in edits:
             shown += looks(pipe.edit(avatar, target, source, **settings), 20)
-            titles += [name]
-    show_images(shown, titles, columns=1 + len(EDITS), width=11).savefig(out / "latent_edits.png")
+            titles += [title]
+    show_images(shown, titles, columns=1 + len(edits), width=11).savefig(out / "latent_edits.png")
 
     ways = [pipe.interpolate(made[i], made[i + 1], 7, **settings) for i in range(0, min(4, people - 1), 2)]
     contact_sheet([looks(a, 20)[0] for way in ways for a in way], 7, out / "latent_interpolation.png")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The ablation of the base diffusion model (E10-E12), in stages that can run one at a time and go on when cut:
-#   tools/measure_base.sh OUT [data] [study] [train] [sample] [steps] [compare] [collect] [bench]    (default: all but
-#   study; preset small)
+#   tools/measure_base.sh OUT [data] [study] [train] [sample] [steps] [compare] [gather] [collect] [bench]    (default:
+#   all but study and gather; preset small)
 # data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
 # study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: settings joined by `_`, such
 # as lr-1e-3_shift-2, `alike` (channels count alike), `rollout` (of equal weights), `narrow` (rolled out, of equal widths), `apart`
@@ -52,7 +52,7 @@ data() {
 make_one() {  # KIND/SEED-COUNT
   local name=${1#*/}
   [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$((SLOT % SPREAD))
-  minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --workers $((2 * $(nproc) / makers)) \
+  minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --workers $(((2 * $(nproc) + makers - 1) / makers)) \
     --out "$runs/people/$1" &&
     touch "$runs/people/$1.made"
 }
@@ -75,11 +75,9 @@ study_one() {
       batch-*) flags+=" --base.train.batch ${part#batch-}" ;;
       steps-*) flags+=" --base.train.steps ${part#steps-} --base.train.preview-every ${part#steps-}" ;;
       shift-*) flags+=" --base.diffusion.schedule cosine --base.diffusion.shift ${part#shift-}" ;;
-      linear) flags+=" --base.diffusion.schedule linear" ;;
       rollout) flags+=" --variant rollout" ;;
       narrow) flags+=" --variant rollout --base.unet.variant rollout" ;;
       apart) flags+=" --base.unet.attention 0" ;;
-      widths-*) flags+=" --base.unet.channels $(tr . ' ' <<<"${part#widths-}")" ;;
       *) echo "unknown study $1" >&2; return 1 ;;
     esac
   done

@@ -31,7 +31,7 @@ portraits() {
     first=$((people * share / n)) last=$((people * (share + 1) / n))
     [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$share
     "$python" -m minirodin avatars --portraits --count $((last - first)) --seed $((100000 + first)) --views "$views" --size "$size" \
-      --workers $(($(nproc) / n)) --out "$portraits/train" &
+      --workers $((($(nproc) + n - 1) / n)) --out "$portraits/train" &
   done
   unset GLCONTEXT_DEVICE_INDEX
   all && "$python" -m minirodin avatars --portraits --count "$unseen" --seed 1700000 --views "$views" --size "$size" --out "$portraits/unseen"
