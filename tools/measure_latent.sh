@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
-# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: the image-text encoder and the classifier that judges, one a GPU, and
-# what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of all; prior: the model over
+# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS, of which the one that names
+# most attributes is kept, and the classifier that judges, one a GPU, and what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of all; prior: the model over
 # latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the
 # unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents, compared with real ones.
 # PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest;
@@ -12,6 +12,7 @@ out=$1; shift
 stages=${*:-portraits see people encode prior base judge contrast}
 preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-6000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-96} count=${COUNT:-128}
 base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
+towers=${TOWERS:-vit convnext_atto}
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}") tools=$(dirname "$0")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
@@ -37,13 +38,22 @@ portraits() {
   all && "$python" -m minirodin avatars --portraits --count "$unseen" --seed 1700000 --views "$views" --size "$size" --out "$portraits/unseen"
 }
 see() {
-  local data=(--data "$portraits/train" --validation "$portraits/unseen" --preset "$preset")
-  (on 0 train encoder "${data[@]}" --out "$runs/encoder" ${ENCODER_FLAGS:-} && cp "$runs/encoder/log.csv" "$out/log-encoder.csv" &&
-    on 0 pack "$runs/encoder" --out "$rodin/encoder" &&  # first: latents are those of the encoder that is shipped
-    on 0 assess "$rodin/encoder" "$portraits/unseen" --out "$out/encoder.json" >/dev/null && say "encoder") &
-  (on 1 train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} && cp "$runs/classifier/log.csv" "$out/log-classifier.csv" &&
-    on 1 assess "$runs/classifier" "$portraits/unseen" --out "$out/classifier.json" >/dev/null && say "classifier") &
-  all
+  local data=(--data "$portraits/train" --validation "$portraits/unseen" --preset "$preset") tower i=0 best
+  for tower in $towers; do
+    encoder $((i++)) "$tower" &
+  done
+  (on $i train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} && cp "$runs/classifier/log.csv" "$out/log-classifier.csv" &&
+    on $i assess "$runs/classifier" "$portraits/unseen" --out "$out/classifier.json" >/dev/null && say "classifier") &
+  all || return
+  best=$("$python" -c 'import json, sys; print(max(sys.argv[1:], key=lambda path: json.load(open(path))["mean"]))' "$out"/encoder-*.json) &&
+    cp "$best" "$out/encoder.json" && best=${best##*/encoder-} && cp -r "$runs/packed-${best%.json}" "$rodin/encoder" && say "kept ${best%.json}"
+}
+encoder() {  # GPU TOWER
+  local flags=()
+  [ "$2" = vit ] || flags=(--encoder.tower "$2")
+  on "$1" train encoder "${data[@]}" "${flags[@]}" --out "$runs/encoder-$2" ${ENCODER_FLAGS:-} && cp "$runs/encoder-$2/log.csv" "$out/log-encoder-$2.csv" &&
+    on "$1" pack "$runs/encoder-$2" --out "$runs/packed-$2" &&  # first: latents are those of the encoder that is shipped
+    on "$1" assess "$runs/packed-$2" "$portraits/unseen" --out "$out/encoder-$2.json" >/dev/null && say "encoder $2"
 }
 people() { "$tools/measure_base.sh" "$out" data; }
 encode() {
