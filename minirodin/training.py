@@ -103,7 +103,10 @@ class Trainer:
             self.network.parameters(), config.lr, (0.9, 0.99), weight_decay=config.weight_decay,
             fused=self.device.type == "cuda",
         )  # fmt: skip
-        self.wrapped, self.optimiser = self.accelerator.prepare(self.network, optimiser)
+        graphed = config.graph and self.device.type == "cuda"  # hooks of DistributedDataParallel cannot be recorded
+        self.wrapped = self.accelerator.prepare_model(self.network, evaluation_mode=graphed)
+        self.optimiser = self.accelerator.prepare(optimiser)
+        self.shared = ranks > 1 and graphed
         self.step, self.rows, self.seconds = 0, [], 0.0
 
     @property
@@ -133,6 +136,8 @@ class Trainer:
                 self.accelerator.backward(out["loss"] / self.config.accumulate)
             for name, value in out.items():
                 seen[name] = seen.get(name, 0) + value.detach().float().mean() / self.config.accumulate
+        if self.shared:
+            self._average_gradients()
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
         seen["grad_norm"] = torch.as_tensor(norm)
         self.optimiser.step()
@@ -214,6 +219,13 @@ class Trainer:
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
         torch.cuda.make_graphed_callables(self.network, calls[0], allow_unused_input=True)
         self._zero_gradients()
+
+    def _average_gradients(self) -> None:
+        """Over all processes, in one message."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def _zero_gradients(self) -> None:
         if self.config.accumulate == 1:

@@ -40,7 +40,8 @@ portraits() {
 see() {
   local data=(--data "$portraits/train" --validation "$portraits/unseen" --preset "$preset") tower i=0 best
   for tower in $towers; do
-    encoder $((i++)) "$tower" &
+    encoder $i "$tower" &
+    : $((i++))  # not in the line that goes to the background: it would count there
   done
   (on $i train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} && cp "$runs/classifier/log.csv" "$out/log-classifier.csv" &&
     on $i assess "$runs/classifier" "$portraits/unseen" --out "$out/classifier.json" >/dev/null && say "classifier") &
@@ -77,8 +78,9 @@ base() {
 judge() {
   local part i=0
   for part in portraits edits texts; do
-    on $((i++)) judge "$rodin" --classifier "$runs/classifier" --portraits "$portraits/unseen" --parts $part \
+    on $i judge "$rodin" --classifier "$runs/classifier" --portraits "$portraits/unseen" --parts $part \
       --out "$out/judge-$part.json" ${JUDGE_FLAGS:-} >/dev/null &
+    : $((i++))
   done
   CUDA_VISIBLE_DEVICES=${gpus[3 % ${#gpus[@]}]} "$python" "$tools/latent_pictures.py" sheets "$rodin" "$portraits/unseen" --out "$out" ${SHEET_FLAGS:-} &
   all && "$python" - "$out" <<'P'
