@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minirodin.avatars.attributes import CHOICES, FRINGED, LONG, Attributes
+from minirodin.avatars.attributes import CHOICES, FRINGED, LONG, TIED, Attributes
 from minirodin.config import ClassifierConfig, Config
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.portraits import Portraits, jitter, plain
@@ -26,13 +26,13 @@ HIDDEN = -1  # the label of what a picture cannot show
 # Ends of all bins but the last, where the captions change their words.
 BINS = {"age": (32, 45, 62), "skin_tone": (0.25, 0.5, 0.75), "beard_length": (1 / 3, 2 / 3)}
 
-# What a portrait of 64 to 96 pixels shows; not the colours of eyes and earrings, freckles or make-up.
+# What a portrait of 144 pixels, or a coarser one, shows; not the colours of eyes and earrings, freckles or make-up.
 HEADS: dict[str, tuple[str, ...]] = {
     "gender": CHOICES["gender"],
     "age": ("young", "adult", "middle-aged", "old"),
     "skin_tone": ("fair", "medium", "brown", "dark"),
     "expression": CHOICES["expression"],
-    "hair_style": CHOICES["hair_style"],
+    "hair_style": (*(s for s in CHOICES["hair_style"] if s not in TIED), "tied back"),
     "hair_color": CHOICES["hair_color"],
     "fringe": ("no", "yes"),
     "facial_hair": CHOICES["facial_hair"],
@@ -74,7 +74,9 @@ def labels(attributes: Attributes) -> dict[str, int]:
             return HIDDEN
         if name in numbers:
             return sum(numbers[name] >= end for end in BINS[name])
-        return int(a.fringe) if name == "fringe" else HEADS[name].index(getattr(a, name))
+        if name == "fringe":
+            return int(a.fringe)
+        return HEADS[name].index(a.style_in_front if name == "hair_style" else getattr(a, name))
 
     return {name: label(name) for name in HEADS}
 

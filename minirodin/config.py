@@ -145,12 +145,12 @@ class BaseConfig:
 class ClassifierConfig:
     """The attribute classifier, which judges pictures independently of everything that made them."""
 
-    size: int = 96  # pixels a side that the network sees
+    size: int = 144  # pixels a side that the network sees
     channels: tuple[int, ...] = (32, 64, 128, 256)  # at 1/2, 1/4, 1/8, 1/16 of the size; multiples of 8
     label_smoothing: float = 0.05  # a little of every label is wrong: an earring can be behind the head
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            **{"steps": 6000, "batch": 256, "lr": 1e-3, "warmup": 300, "weight_decay": 0.05, "ema": 0.998},
+            **{"steps": 4000, "batch": 256, "lr": 1e-3, "warmup": 300, "weight_decay": 0.05, "ema": 0.998},
             **{"log_every": 100, "preview_every": 1000, "checkpoint_every": 2000},
         )
     )
@@ -161,9 +161,9 @@ class EncoderConfig:
     """E13: the project's own image–text encoder, an open_clip model small enough to be shipped."""
 
     dimensions: int = 512  # of the space
-    size: int = 96  # pixels a side that the image tower sees
+    size: int = 144  # pixels a side that the image tower sees
     tower: str = ""  # a convolutional network of timm, such as convnext_atto, or, as by default, a ViT of:
-    patch: int = 8
+    patch: int = 12
     width: int = 256
     layers: int = 6
     text_width: int = 192
@@ -176,7 +176,7 @@ class EncoderConfig:
     prompt_weight: float = 1.0  # of the attribute prompts against the captions
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            **{"steps": 8000, "batch": 512, "lr": 5e-4, "warmup": 500, "weight_decay": 0.05, "graph": False},
+            **{"steps": 6000, "batch": 512, "lr": 5e-4, "warmup": 500, "weight_decay": 0.05, "graph": False},
             **{"log_every": 100, "preview_every": 1000, "checkpoint_every": 2000},
         )
     )

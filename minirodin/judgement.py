@@ -20,7 +20,7 @@ from minirodin.pipeline import PROMPT_GUIDANCE, RodinPipeline
 from minirodin.portraits import Portraits, plain
 from minirodin.progress import progress
 
-BATCH, PICTURE = 32, 128  # people at a time; pixels
+BATCH, PICTURE = 32, 144  # people at a time; pixels
 FIRST_PROMPT = 5_000_000  # seed of paraphrases that nothing was trained on
 HEAD_OF = {"skin": "skin_tone"}  # aspects of texts that the classifier knows by another name
 CLASS_OF = {("skin", "light"): "fair", ("skin", "deep brown"): "dark"}

@@ -23,7 +23,7 @@ from minirodin.errors import DataError
 AZIMUTH, ELEVATION, DISTANCE = (-30.0, 30.0), (-12.0, 18.0), (0.9, 1.1)  # degrees, degrees, of the usual radius
 ZOOM, ANGLE, SHIFT = (0.82, 1.2), (-10.0, 10.0), (-0.13, 0.13)  # factor, degrees, of half a picture's side
 GAIN, CONTRAST, TEMPERATURE = (0.8, 1.2), (0.8, 1.2), (-0.09, 0.09)  # factors; red grows as e^T, blue shrinks
-BLURS = (64, 48, 36)  # pixels a side that a picture may be reduced to: a 64² plane shows as much, or less
+BLURS = (96, 64, 48)  # pixels a side that a picture may be reduced to: a 64² plane shows as much, or less
 NOISE = 0.04  # largest standard deviation
 SMALLEST = 16  # pixels a side below which a picture shows nobody
 

@@ -191,7 +191,7 @@ def test_training_resumes_to_the_same_weights_and_logs_validation(trained, tmp_p
 def test_size_of_the_presets(size, given):
     count = sum(p.numel() for p in ClassifierNetwork(preset(size).classifier).parameters())
     assert given[0] < count < given[1]
-    assert preset(size).classifier.size == {"small": 96, "smoke": 64}[size]
+    assert preset(size).classifier.size == {"small": 144, "smoke": 64}[size]
 
 
 def test_bad_input_is_one_line(trained, tmp_path):

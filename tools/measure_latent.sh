@@ -10,9 +10,9 @@
 set -uo pipefail
 out=$1; shift
 stages=${*:-portraits see people encode prior base judge contrast}
-preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-6000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-96} count=${COUNT:-128}
+preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-8000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-144} count=${COUNT:-128}
 base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
-towers=${TOWERS:-vit convnext_atto}
+towers=${TOWERS:-vit}
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}") tools=$(dirname "$0")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})

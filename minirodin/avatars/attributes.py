@@ -74,6 +74,7 @@ def stream(seed: int, name: str) -> np.random.Generator:
 
 # What a portrait shows of whom.
 LONG = ("bob", "long", "curly")  # styles that cover the ears, and show under a hat
+TIED = ("bun", "ponytail")  # styles that are one from the front: hair tied back
 FRINGED = ("short", "bob", "long", "pixie", "curly", "ponytail")  # styles that come with a fringe and without
 BEARDS = ("moustache", "goatee", "full")  # enough to show the colour of the hair …
 DYES = ("blue", "pink", "green", "purple")  # … but for these: nobody dyes a beard
@@ -161,6 +162,11 @@ class Attributes:
     def hair_shows(self) -> bool:
         """Whether the style can be seen."""
         return self.hat == "none" or self.hair_style in LONG
+
+    @property
+    def style_in_front(self) -> str:
+        """The style as far as it can be told from the front."""
+        return "tied back" if self.hair_style in TIED else self.hair_style
 
     @property
     def hair_color_shows(self) -> bool:
