@@ -89,6 +89,7 @@ class UNetConfig:
     aware_levels: int = 2  # 3D-aware at this many of the highest resolutions; attention does the rest
     dropout: float = 0.0
     latent: int = 0  # width of the latent z that conditions it (E13); 0: none
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
     drop_latent: float = 0.2  # E14: how often z is withheld in training
 
 
@@ -139,6 +140,40 @@ class BaseConfig:
         """The same model as `baseline`, `rollout` or `aware`, of equal size."""
         channels = self.unet.channels if variant == self.unet.variant else self.plain_channels
         return dataclasses.replace(self, unet=dataclasses.replace(self.unet, variant=variant, channels=channels))
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """E18: the largest magnitudes by which the upsampler's condition is spoiled in training, drawn evenly.
+
+    `minirodin tune` finds them: so that renders of spoiled planes are as far from good ones as the base model's are.
+    """
+
+    smallest: float = 0.5  # side that planes are reduced to and enlarged again, of their own
+    blur: float = 1.0  # texels, standard deviation
+    noise: float = 0.3  # standard deviation, in the space of the base model
+
+
+@dataclass(frozen=True)
+class UpsamplerConfig:
+    """E17–E19: the diffusion model from planes at `TriplaneConfig.base_resolution` to `TriplaneConfig.resolution`."""
+
+    unet: UNetConfig = field(
+        default_factory=lambda: UNetConfig(channels=(48, 64, 96, 128), blocks=1, attention=(), aware_levels=4)
+    )
+    diffusion: DiffusionConfig = field(
+        default_factory=lambda: DiffusionConfig(prediction="x0", schedule="cosine", shift=-1.0, vlb_weight=0.0)
+    )
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    view: int = 256  # pixels a side of the pictures that E19 compares
+    patch: int = 112  # pixels a side of the part of them that is rendered
+    rendered: int = 4  # people of each part of a batch whose patches are rendered
+    perceptual_weight: float = 0.2  # of E19 beside the plane loss
+    perceptual: str = ""  # network of E19: lpips-vgg | efficientnet-lite0; by default the best that is here
+    face: tuple[float, ...] = (0.0, 0.02, 0.45)  # where patches fall most often, in the box: between eyes and mouth …
+    face_radius: float = 0.3  # … and how far around; foreign data: (0, 0, 0) and 1
+    elsewhere: float = 0.15  # how often they fall anywhere else, of the face's density
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=10_000, batch=16, lr=5e-4))
 
 
 @dataclass(frozen=True)
@@ -204,6 +239,7 @@ class Config:
     render: RenderConfig = field(default_factory=RenderConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
+    upsampler: UpsamplerConfig = field(default_factory=UpsamplerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
@@ -245,6 +281,14 @@ PRESETS = {
                 **{"log_every": 10, "preview_every": 30, "checkpoint_every": 20},
             ),
         ),
+        upsampler=UpsamplerConfig(
+            unet=UNetConfig(channels=(16, 32), blocks=1, attention=(), aware_levels=2),
+            **{"view": 64, "patch": 32, "rendered": 1},
+            train=TrainConfig(
+                **{"steps": 40, "batch": 2, "lr": 2e-3, "warmup": 10, "ema": 0.9},
+                **{"log_every": 10, "preview_every": 40, "checkpoint_every": 20},
+            ),
+        ),
         encoder=EncoderConfig(
             **{"size": 64, "patch": 16, "width": 96, "layers": 3, "text_width": 64, "text_layers": 2, "head_width": 32},
             train=TrainConfig(
@@ -281,6 +325,10 @@ PRESETS = {
             plain_channels=(192, 448, 608, 768),
             diffusion=DiffusionConfig(),  # λ linear in t, as in the paper
             train=TrainConfig(steps=500_000, batch=256, lr=1e-4, warmup=5000, ema=0.9999),
+        ),
+        upsampler=UpsamplerConfig(
+            unet=UNetConfig(channels=(128, 128, 256, 512), blocks=2, attention=(), aware_levels=4, checkpointing=True),
+            train=TrainConfig(steps=300_000, batch=64, lr=1e-4, warmup=5000, ema=0.9999, graph=False),
         ),
     ),
 }

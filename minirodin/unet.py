@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minirodin.config import UNetConfig
 from minirodin.conv import AwareConv2d
@@ -148,6 +149,8 @@ class UNet(nn.Module):
         channels: C of the planes.
         resolution: R of the planes; must halve len(config.channels) − 1 times.
         outputs: numbers predicted for each value (2 with a learned variance, E8).
+        given: channels of further planes beside the noisy ones (E17).
+        levels: noise levels that it is told of, one of the noisy planes and one of those given.
 
     Raises:
         ConfigError: an unknown variant, or sizes that do not fit.
@@ -158,22 +161,24 @@ class UNet(nn.Module):
         torch.Size([2, 2, 3, 8, 32, 32])
     """
 
-    def __init__(self, config: UNetConfig, channels: int, resolution: int, outputs: int = 2):
+    def __init__(
+        self, config: UNetConfig, channels: int, resolution: int, outputs: int = 2, given: int = 0, levels: int = 1
+    ):
         super().__init__()
         if config.variant not in VARIANTS:
             raise ConfigError(f"unknown variant {config.variant!r}: choose from {', '.join(VARIANTS)}")
         if not config.channels or config.channels[0] % 2:
             raise ConfigError(f"unet.channels {config.channels} must begin with an even width")
-        levels = len(config.channels)
-        if resolution % 2 ** (levels - 1) or resolution >> (levels - 1) < 2:
-            raise ConfigError(f"planes of {resolution}² cannot be halved {levels - 1} times: give fewer unet.channels")
+        depth = len(config.channels)
+        if resolution % 2 ** (depth - 1) or resolution >> (depth - 1) < 2:
+            raise ConfigError(f"planes of {resolution}² cannot be halved {depth - 1} times: give fewer unet.channels")
         self.config, self.channels, self.resolution, self.outputs = config, channels, resolution, outputs
         stacked = config.variant == "baseline"
         maps = 1 if stacked else 3  # images a sample
         image = channels * (3 // maps)  # channels of each
         base, embedding = config.channels[0], 4 * config.channels[0]
 
-        self.embed = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = nn.Sequential(nn.Linear(levels * base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.plane_embedding = nn.Parameter(torch.zeros(maps, embedding))  # kernels are shared: which plane is this?
         self.latent = LatentEmbedding(config.latent, embedding) if config.latent else None
 
@@ -183,7 +188,7 @@ class UNet(nn.Module):
             attention = PlaneAttention(d, maps, config.head_width) if attends else nn.Identity()
             return nn.ModuleList([ResBlock(c, d, embedding, aware, config.dropout), attention])
 
-        self.enter = conv3(image, base, bias=True)
+        self.enter = conv3(image + given * (3 // maps), base, bias=True)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = base, [base]
         for level, wide in enumerate(config.channels):
@@ -193,11 +198,11 @@ class UNet(nn.Module):
                 width = wide
                 skips.append(width)
             shrink = nn.Identity()
-            if level < levels - 1:
+            if level < depth - 1:
                 shrink = conv3(width, width, stride=2)
                 skips.append(width)
             self.down.append(nn.ModuleList([blocks, shrink]))
-        self.middle = nn.ModuleList([block(width, width, levels - 1), block(width, width, levels - 1)])
+        self.middle = nn.ModuleList([block(width, width, depth - 1), block(width, width, depth - 1)])
         for level, wide in reversed(list(enumerate(config.channels))):
             blocks = nn.ModuleList()
             for _ in range(config.blocks + 1):
@@ -212,15 +217,16 @@ class UNet(nn.Module):
         """Predict from noisy planes (what, `diffusion.Diffusion` decides).
 
         Args:
-            planes: (B, 3, C, R, R) noisy, standardised.
-            log_snr: (B,) λ of each sample.
+            planes: (B, 3, C + given, R, R) noisy, standardised, and what is given with them.
+            log_snr: (B,) λ of each sample, or (B, levels).
             latent, keep: z (B, Z), and which samples are to know theirs (B,) bool; for a network with `config.latent`.
 
         Returns:
             (B, outputs, 3, C, R, R).
         """
         b, maps = len(planes), len(self.plane_embedding)
-        embedding = self.embed(log_snr_embedding(log_snr, self.embed[0].in_features))  # (B, E)
+        width = self.embed[0].in_features * b // log_snr.numel()
+        embedding = self.embed(log_snr_embedding(log_snr.flatten(), width).view(b, -1))  # (B, E)
         if self.latent is not None:
             embedding = embedding + self.latent(latent, keep)
         embedding = (embedding[:, None] + self.plane_embedding).flatten(0, 1)  # (B·maps, E)
@@ -228,17 +234,23 @@ class UNet(nn.Module):
         x = rearrange(planes, "b (m k) c h w -> (b m) (k c) h w", m=maps)  # (B·3, C, R, R) or (B, 3C, R, R)
         x = self.enter(x.contiguous(memory_format=torch.channels_last))
         skips = [x]
+
+        def run(res: ResBlock, attend: nn.Module, x: Tensor) -> Tensor:
+            if self.config.checkpointing and torch.is_grad_enabled():
+                return checkpoint(lambda x, e: attend(res(x, e)), x, embedding, use_reentrant=False)
+            return attend(res(x, embedding))
+
         for i, (blocks, shrink) in enumerate(self.down):
             for res, attend in blocks:
-                x = attend(res(x, embedding))
+                x = run(res, attend, x)
                 skips.append(x)
             if i < len(self.down) - 1:
                 x = shrink(x)
                 skips.append(x)
         for res, attend in self.middle:
-            x = attend(res(x, embedding))
+            x = run(res, attend, x)
         for i, (blocks, smooth) in enumerate(self.up):
             for res, attend in blocks:
-                x = attend(res(torch.cat([x, skips.pop()], dim=1), embedding))
+                x = run(res, attend, torch.cat([x, skips.pop()], dim=1))
             x = smooth(doubled(x)) if i < len(self.up) - 1 else x
         return rearrange(self.exit(x), "(b m) (o k c) h w -> b o (m k) c h w", b=b, o=self.outputs, k=3 // maps)

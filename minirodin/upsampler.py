@@ -1,0 +1,199 @@
+"""The tri-plane upsampler (E17, E18): planes of 64² → 256², by diffusion of the detail that the small ones lack.
+
+E17 is y_θ(y_t^HR, y^LR, t) → y_0^HR. What is diffused here is the detail d = W (y^HR − up(y^LR)), the same process seen
+from up(y^LR), which the network is given anyway: noise is then spent on what is unknown, and a network that says
+nothing leaves the planes as they were, enlarged.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from minirodin.avatar import Avatar
+from minirodin.config import AugmentConfig, Config
+from minirodin.diffusion import Diffusion
+from minirodin.errors import CheckpointError, ConfigError
+from minirodin.plane_space import PlaneSpace
+from minirodin.sampling import SAMPLERS, Callback
+from minirodin.shards import SharedDecoder, config_from, fingerprint, load_weights, read_tensors
+from minirodin.triplane import resize_planes
+from minirodin.unet import UNet
+
+KIND = "upsampler"
+CLEAREST = 10.0  # λ that the network is told of a condition without noise
+
+
+def augment(low: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """E18: planes as the base model might have made them. Fewer texels, then a blur, then noise; a draw each person.
+
+    Args:
+        low: (B, 3, C, r, r), standardised.
+        generator: on their device.
+
+    Returns:
+        Planes of the same shape, and the standard deviation of their noise, (B,).
+    """
+
+    def draw(bound: float) -> Tensor:
+        return bound * torch.rand(len(low), generator=generator, device=low.device)
+
+    size = low.shape[-1]
+    sides = 1 - draw(1 - config.smallest)  # of each person's planes, as a part of their own
+    fewer = torch.stack(
+        [resize_planes(resize_planes(p[None], max(2, round(size * part))), size)[0] for p, part in
+         zip(low, sides.tolist(), strict=True)]
+    )  # fmt: skip
+    blurred = gaussian_blur(fewer, draw(config.blur))
+    noise = draw(config.noise)
+    return blurred + noise.view(-1, 1, 1, 1, 1) * torch.randn(low.shape, generator=generator, device=low.device), noise
+
+
+def gaussian_blur(planes: Tensor, deviation: Tensor) -> Tensor:
+    """Each person's planes (B, 3, C, R, R) blurred by a Gaussian of `deviation` (B,) texels; 0 leaves them alone."""
+    b, reach = len(planes), max(1, math.ceil(3 * float(deviation.max())))
+    steps = torch.arange(-reach, reach + 1, device=planes.device)
+    kernel = torch.exp(-0.5 * (steps / deviation.clamp_min(1e-3)[:, None]).square())  # (B, K)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).to(planes.dtype)
+    maps = rearrange(planes, "b k c h w -> (k c) b h w")  # (3C, B, R, R): a person is a channel
+    maps = F.pad(maps, (reach,) * 4, mode="replicate")
+    maps = F.conv2d(maps, kernel[:, None, :, None], groups=b)
+    return rearrange(F.conv2d(maps, kernel[:, None, None], groups=b), "(k c) b h w -> b k c h w", k=3)
+
+
+def told(noise: Tensor) -> Tensor:
+    """The λ of a condition with noise of these deviations: (B,) → (B,)."""
+    return (-2 * noise.clamp_min(1e-6).log()).clamp(max=CLEAREST)
+
+
+class Upsampler:
+    """A network with what turns its numbers into planes.
+
+    Args:
+        network: of `build_network`.
+        shared: the decoder that all planes belong to.
+        config: of the run.
+        low: space of the planes it is given.
+        detail: space of the difference that it makes; its mean is 0.
+
+    Example:
+        >>> upsampler = Upsampler.load("runs/upsampler")
+        >>> sharper = upsampler.avatar(Avatar.load("avatar.safetensors"))
+    """
+
+    def __init__(self, network: UNet, shared: SharedDecoder, config: Config, low: PlaneSpace, detail: PlaneSpace):
+        self.network, self.shared, self.config, self.low, self.detail = network, shared, config, low, detail
+        self.diffusion = Diffusion(config.upsampler.diffusion)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device | None = None) -> "Upsampler":
+        """Read what `train_upsampler` left in a folder; raises `CheckpointError` in one line."""
+        path = Path(folder) / "model.safetensors"
+        tensors, metadata = read_tensors(path, KIND)
+        config = config_from(metadata, path)
+        shared = SharedDecoder.load(path.parent / "decoder.safetensors")
+        if metadata.get("decoder") != fingerprint(shared.decoder):
+            raise CheckpointError(f"{path} was not trained on planes of the decoder beside it")
+        c, r = config.triplane.channels, config.triplane.base_resolution
+        for key, shape in {"low_mean": (3, c, r, r), "low_weight": (c, c), "detail_weight": (c, c)}.items():
+            if tuple(tensors.get(key, torch.empty(0)).shape) != shape:
+                raise CheckpointError(f"{path} lacks the planes' statistics ({key}): train it again")
+        low = PlaneSpace(tensors["low_mean"].float(), tensors["low_weight"].float())
+        network = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        network = load_weights(build_network(config), network, path, "network")
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(network, shared, config, low, detail_space(tensors["detail_weight"].float())).to(device)
+
+    def to(self, device: str | torch.device) -> "Upsampler":
+        """Move to a device, in place."""
+        self.network.to(device, memory_format=torch.channels_last)
+        self.shared.decoder.to(device)
+        self.low, self.detail = self.low.to(device), self.detail.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.low.mean.device
+
+    def enlarged(self, low: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised planes (B, 3, C, r, r) at the high resolution: as they are, and on the decoder's scale."""
+        size = self.config.triplane.resolution
+        return resize_planes(low, size), resize_planes(self.low.unstandardise(low), size)
+
+    def upsample(
+        self,
+        planes: Tensor,
+        steps: int = 10,
+        seed: int = 0,
+        sampler: str = "ddim",
+        noise: float = 0.0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Planes with detail (E17).
+
+        Args:
+            planes: (B, 3, C, r, r) on the decoder's scale, fitted ones or the base model's.
+            steps: calls of the network.
+            seed: of the noise; person i of a batch has that of seed + i.
+            sampler: ancestral | ddim | dpm++.
+            noise: standard deviation of noise to spoil the condition with, as in training (E18); the network is told.
+            callback: as in `sampling`; sees the detail.
+
+        Returns:
+            (B, 3, C, R, R) on the decoder's scale, inside the range that fitted planes have.
+
+        Raises:
+            CheckpointError: planes of another size. ConfigError: an unknown sampler, or fewer than one step.
+        """
+        t, limit = self.config.triplane, self.config.fit.value_range
+        wanted = (3, t.channels, t.base_resolution, t.base_resolution)
+        if tuple(planes.shape[1:]) != wanted:
+            raise CheckpointError(f"planes have shape {tuple(planes.shape)}, the upsampler wants (B, {str(wanted)[1:]}")
+        if sampler not in SAMPLERS:
+            raise ConfigError(f"unknown sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+        if not 0 <= noise <= 10:
+            raise ConfigError(f"noise is {noise}: give a standard deviation from 0 to 10")
+        streams = [torch.Generator().manual_seed(seed + i) for i in range(len(planes))]
+        low = self.low.standardise(planes.to(self.device))
+        low = low + noise * torch.stack([torch.randn(wanted, generator=g) for g in streams]).to(self.device)
+        shape = (3, t.channels, t.resolution, t.resolution)
+        start = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(self.device)
+        given, enlarged = self.enlarged(low)
+        level = told(torch.full((len(planes),), noise, device=self.device))
+
+        def clip(detail: Tensor) -> Tensor:
+            inside = (enlarged + self.detail.unstandardise(detail)).clamp(-limit, limit)
+            return self.detail.standardise(inside - enlarged)
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), torch.no_grad():
+            denoise = self.diffusion.denoiser(conditioned(self.network, given, level))
+            generator = torch.Generator(self.device).manual_seed(seed)
+            detail = SAMPLERS[sampler](denoise, start, self.diffusion.grid(steps), generator, callback, clip)
+        return enlarged + self.detail.unstandardise(detail)
+
+    def avatar(self, avatar: Avatar, steps: int = 10, seed: int = 0, noise: float = 0.0) -> Avatar:
+        """The same person with detail; raises `CheckpointError` for one of another decoder or size."""
+        if fingerprint(avatar.decoder) != fingerprint(self.shared.decoder):
+            raise CheckpointError("the avatar belongs to another decoder than the upsampler: planes do not compare")
+        planes = self.upsample(avatar.planes[None].to(self.device), steps, seed, noise=noise)[0]
+        return Avatar(planes, self.shared.decoder, self.shared.config, avatar.origin)
+
+
+def build_network(config: Config) -> UNet:
+    """The network of an upsampler: noisy detail and the enlarged planes in, and both noise levels; detail out."""
+    t, c = config.triplane, config.upsampler
+    return UNet(c.unet, t.channels, t.resolution, Diffusion(c.diffusion).outputs, given=t.channels, levels=2)
+
+
+def conditioned(network: Callable[..., Tensor], given: Tensor, level: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network as samplers and losses want it, of (d_t, λ) alone."""
+    return lambda x, log_snr: network(torch.cat([x, given], dim=2), torch.stack([log_snr, level], dim=1))
+
+
+def detail_space(weight: Tensor) -> PlaneSpace:
+    """Of differences, whose mean is 0."""
+    return PlaneSpace(torch.zeros(3, len(weight), 1, 1, device=weight.device), weight)
