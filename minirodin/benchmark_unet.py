@@ -14,8 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from minirodin import conv
 from minirodin.config import Config
 from minirodin.conv import AwareConv2d
+from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import Diffusion
+from minirodin.patches import Views
+from minirodin.perceptual import PerceptualDistance
+from minirodin.plane_space import PlaneSpace
+from minirodin.shards import SharedDecoder
+from minirodin.triplane import plane_statistics, resize_planes
 from minirodin.unet import VARIANTS, UNet
+from minirodin.upsampler import Upsampler, build_network, detail_space
+from minirodin.upsampler_training import upsampler_losses
 
 SHAPES = ((16, 192, 64), (4, 64, 256))  # (B, C, R): three planes of R² for each sample
 
@@ -144,6 +152,47 @@ def bench_unet(config: Config, batch: int = 64, repeats: int = 3) -> dict:
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
         }
     return results
+
+
+def bench_upsampler(config: Config, steps: int = 10, repeats: int = 3) -> dict:
+    """Planes of an avatar at `steps` steps, one at a time, and training steps with the perceptual patch loss.
+
+    Weights and planes are random, which costs the same; the decoder finds matter in every cell, which costs most.
+    """
+    device = _device()
+    gpu, c, t = device.type == "cuda", config.upsampler, config.triplane
+    decoder = TriplaneDecoder(t.channels, config.decoder)
+    planes = 0.1 * torch.randn(c.train.batch if gpu else 2, 3, t.channels, t.resolution, t.resolution)
+    small = resize_planes(planes, t.base_resolution)
+    shared = SharedDecoder(decoder, config, small[0], *plane_statistics(small))
+    low, detail = (PlaneSpace.of(p, None) for p in (small, planes))
+    network = build_network(config)
+    model = Upsampler(network, shared, config, low, detail_space(detail.weight)).to(device)
+    planes, people = planes.to(device), torch.arange(len(planes), device=device)
+    views, eyes = Views.around(c).to(device), PerceptualDistance(c.perceptual or None).to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-4, fused=gpu)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def step() -> None:
+        upsampler_losses(model, network, planes, people, views, eyes, generator)["loss"].backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    sampling = seconds(lambda: model.upsample(small[:1], steps), repeats, together=1)
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with torch.autocast(device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
+        took = seconds(step, repeats, together=5 if gpu else 1)
+    return {
+        "batch": len(planes),
+        "rendered": min(c.rendered, len(planes)),
+        "perceptual": eyes.name,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "seconds_an_avatar": sampling,
+        "steps": steps,
+        "training_steps_per_second": 1 / took,
+        "peak_memory_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
+    }
 
 
 def forward_flops(network: UNet) -> float:

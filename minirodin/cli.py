@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from minirodin.cli_models import assess, compare, encode, judge, pack, sample, train
+from minirodin.cli_models import assess, compare, encode, judge, pack, sample, train, tune, upsample
 from minirodin.config import PRESETS, Config
 from minirodin.config import preset as load_preset
 from minirodin.errors import ConfigError, MinirodinError, RenderError
@@ -129,7 +129,7 @@ def evaluate(
 
 
 def bench(
-    what: Positional[Literal["fit", "render", "conv", "unet"]],
+    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler"]],
     subject: Positional[Path | None] = None,
     preset: str = "small",
     decoder: Path | None = None,
@@ -138,15 +138,16 @@ def bench(
     """Measure this machine: rays and decoded samples a second, time to quality, peak memory, fast path and plain; JSON.
 
     Args:
-        what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants.
-        subject: captures to fit, or an avatar to render; conv and unet need nothing.
-        preset: smoke, small or full; for fit and unet.
+        what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants; upsampler,
+            training steps, and planes at 10 steps.
+        subject: captures to fit, or an avatar to render; the others need nothing.
+        preset: smoke, small or full; for fit, unet and upsampler.
         decoder: fit under this decoder (stage two) instead of learning one.
         out: file for the numbers; they are always printed.
     """
     config = load_preset(preset)
     from minirodin.benchmark import bench_fit, bench_render
-    from minirodin.benchmark_unet import bench_conv, bench_unet
+    from minirodin.benchmark_unet import bench_conv, bench_unet, bench_upsampler
     from minirodin.evaluation import provenance, write_json
 
     if what in ("fit", "render") and subject is None:
@@ -156,6 +157,7 @@ def bench(
         "render": lambda: bench_render(subject),
         "conv": bench_conv,
         "unet": lambda: bench_unet(config),
+        "upsampler": lambda: bench_upsampler(config),
     }
     results = runs[what]()
     results = {**provenance(), **results}
@@ -176,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    models = (train, encode, assess, pack, sample, judge, compare)
+    models = (train, encode, assess, pack, sample, tune, upsample, judge, compare)
     functions = (avatars, fit, render, demo, evaluate, *models, bench, doctor)
     commands = {f.__name__: f for f in functions}
     for command in (fit, train):

@@ -15,7 +15,7 @@ from minirodin.errors import CheckpointError, ConfigError
 
 
 def train(
-    what: Positional[Literal["base", "classifier", "encoder", "latent"]],
+    what: Positional[Literal["base", "upsampler", "classifier", "encoder", "latent"]],
     data: Path,
     out: Path,
     config: Annotated[Config, tyro.conf.arg(name="")],
@@ -23,28 +23,36 @@ def train(
     variant: Literal["baseline", "rollout", "aware"] | None = None,
     validation: Path | None = None,
     start: Path | None = None,
+    captures: Path | None = None,
+    augmentation: Path | None = None,
 ) -> None:
     """Train a network; the same command resumes. Also under accelerate launch and torchrun.
 
     Args:
-        what: base, the diffusion model on 64² planes; classifier, the judge of attributes in pictures; encoder, the
-            space of images and texts; latent, the diffusion model on its latents.
-        data: for base the folder that `minirodin fit` wrote, for latent the file of `minirodin encode`, for the others
-            the folder of `minirodin avatars --portraits`.
+        what: base, the diffusion model on 64² planes; upsampler, the one from those to 256²; encoder, the space of
+            images and texts; latent, the diffusion model on its latents; classifier, the judge of attributes in
+            pictures.
+        data: for base and upsampler the folder that `minirodin fit` wrote, for latent the file of `minirodin encode`,
+            for the others the folder of `minirodin avatars --portraits`.
         out: folder of the model, its log, loss curve and previews.
         config: any setting of the preset.
         preset: smoke, small or full: the settings below start from it.
         variant: of base: planes stacked in channels, rolled out, or, as by default, that with 3D-aware convolutions.
         validation: another folder like `data` (for base: of the same decoder), whose loss is logged.
         start: of base: the folder of another one to begin from, instead of random weights.
+        captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes.
+        augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
     """
     runs = {
         "base": lambda: _train_base(data, config, out, validation, variant or "aware", start),
+        "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
         "classifier": lambda: _train_classifier(data, config, out, validation),
         "encoder": lambda: _train_encoder(data, config, out, validation),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
-    _check_flags(what, list(runs), config, load_preset(preset), {"variant": variant, "start": start})
+    of_base, of_upsampler = {"variant": variant, "start": start}, {"captures": captures, "augmentation": augmentation}
+    options = {"base": of_base, "upsampler": of_upsampler}
+    _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
     if os.environ.get("RANK", "0") == "0":
         print(f"{out}; {advice}")
@@ -57,6 +65,19 @@ def _train_base(
 
     train_base(data, dataclasses.replace(config, base=config.base.of_variant(variant)), out, validation, start=start)
     return f"sample it with: minirodin sample {out} --out {out / 'samples'}"
+
+
+def _train_upsampler(
+    data: Path, config: Config, out: Path, validation: Path | None, captures: Path | None, augmentation: Path | None
+) -> str:
+    from minirodin.augmentation import read_augmentation
+    from minirodin.upsampler_training import train_upsampler
+
+    if augmentation:
+        found = dataclasses.replace(config.upsampler, augment=read_augmentation(augmentation))
+        config = dataclasses.replace(config, upsampler=found)
+    train_upsampler(data, config, out, validation, captures)
+    return f"use it with: minirodin upsample AVATAR --model {out} --out sharper.safetensors"
 
 
 def _train_classifier(data: Path, config: Config, out: Path, validation: Path | None) -> str:
@@ -203,6 +224,55 @@ def sample(
     print(out / "sheet.png")
 
 
+def upsample(
+    people: Positional[Path],
+    model: Path,
+    out: Path,
+    steps: int = 10,
+    seed: int = 0,
+    noise: float = 0.0,
+    reduce: bool = False,
+) -> None:
+    """Add detail to an avatar, or to everybody in a folder: planes of 64² become 256² (E17).
+
+    Args:
+        people: an avatar file, FOLDER/NAME, or a folder that `minirodin sample` or `minirodin fit` wrote.
+        model: folder that `minirodin train upsampler` wrote.
+        out: avatar file, or folder, to write.
+        steps: calls of the network for each.
+        seed: of the first person, the others count up.
+        noise: standard deviation of noise that the planes get first, as in training: hides what is wrong with them.
+        reduce: take planes of any larger size, reduced to what the upsampler learned from: to measure it on fits.
+    """
+    from minirodin.avatar import Avatar
+    from minirodin.shards import FittedPlanes
+    from minirodin.upsampler import Upsampler, upsample_people
+
+    if people.is_dir() and len(FittedPlanes(people)):
+        upsample_people(Upsampler.load(model), people, out, steps, seed, noise, reduce)
+        print(out)
+        return
+    avatar, upsampler = Avatar.load(people), Upsampler.load(model)
+    if reduce:
+        avatar = upsampler.reduced(avatar)
+    made = upsampler.avatar(avatar, steps, seed, noise)
+    print(f"{made.save(out)}; see it with: minirodin render {out} --out view.png")
+
+
+def tune(samples: Positional[Path], data: Path, out: Path, limit: int = 64) -> None:
+    """Find the magnitudes of condition augmentation (E18): so that spoiled planes look like the base model's; JSON.
+
+    Args:
+        samples: people that the base model made (`minirodin sample`).
+        data: folder that `minirodin fit` wrote, of the people to spoil.
+        out: folder for augmentation.json, which `minirodin train upsampler --augmentation` takes, and a picture.
+        limit: people of each.
+    """
+    from minirodin.augmentation import tune_augmentation
+
+    print(json.dumps(tune_augmentation(samples, data, out, limit), indent=1))
+
+
 def judge(
     pipeline: Positional[Path],
     classifier: Path,
@@ -293,9 +363,9 @@ def _kind_of(path: Path) -> str:
 def _check_flags(what: str, kinds: list[str], config: Config, untouched: Config, options: dict) -> None:
     """Refuse flags of `train` that `what` would not look at.
 
-    A section of the settings that is named after a kind is that kind's own; all others, and the options, are base's.
+    A section of the settings that is named after a kind is that kind's own, all others are base's; options are by kind.
     """
-    given = {f"--{name}": "base" for name, value in options.items() if value is not None}
+    given = {f"--{name}": kind for kind in options for name, value in options[kind].items() if value is not None}
     for field in dataclasses.fields(Config):
         if getattr(config, field.name) != getattr(untouched, field.name):
             given[f"--{field.name}.…"] = field.name if field.name in kinds else "base"

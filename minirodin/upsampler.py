@@ -19,8 +19,9 @@ from minirodin.config import AugmentConfig, Config
 from minirodin.diffusion import Diffusion
 from minirodin.errors import CheckpointError, ConfigError
 from minirodin.plane_space import PlaneSpace
+from minirodin.progress import progress
 from minirodin.sampling import SAMPLERS, Callback
-from minirodin.shards import SharedDecoder, config_from, fingerprint, load_weights, read_tensors
+from minirodin.shards import FittedPlanes, SharedDecoder, config_from, fingerprint, load_weights, read_tensors
 from minirodin.triplane import resize_planes
 from minirodin.unet import UNet
 
@@ -175,12 +176,52 @@ class Upsampler:
             detail = SAMPLERS[sampler](denoise, start, self.diffusion.grid(steps), generator, callback, clip)
         return enlarged + self.detail.unstandardise(detail)
 
+    def reduced(self, avatar: Avatar) -> Avatar:
+        """An avatar of larger planes at the size that the upsampler takes."""
+        size = self.config.triplane.base_resolution
+        return Avatar(resize_planes(avatar.planes, size), avatar.decoder, avatar.config, avatar.origin)
+
     def avatar(self, avatar: Avatar, steps: int = 10, seed: int = 0, noise: float = 0.0) -> Avatar:
         """The same person with detail; raises `CheckpointError` for one of another decoder or size."""
         if fingerprint(avatar.decoder) != fingerprint(self.shared.decoder):
             raise CheckpointError("the avatar belongs to another decoder than the upsampler: planes do not compare")
         planes = self.upsample(avatar.planes[None].to(self.device), steps, seed, noise=noise)[0]
         return Avatar(planes, self.shared.decoder, self.shared.config, avatar.origin)
+
+
+def upsample_people(
+    model: Upsampler,
+    people: str | Path,
+    out: str | Path,
+    steps: int = 10,
+    seed: int = 0,
+    noise: float = 0.0,
+    reduce: bool = False,
+    batch: int = 8,
+    show_progress: bool = True,
+) -> FittedPlanes:
+    """Everybody in a folder of planes, with detail, in another such folder.
+
+    Args:
+        reduce: planes are larger, and first made as small as the upsampler wants them.
+
+    Raises:
+        CheckpointError: planes of another decoder, or of another size.
+    """
+    known, out = FittedPlanes(people), Path(out)
+    if known.decoders != {fingerprint(model.shared.decoder)}:
+        raise CheckpointError(f"{people} belongs to another decoder than the upsampler: planes do not compare")
+    out.mkdir(parents=True, exist_ok=True)
+    made, names = FittedPlanes(out), known.names
+    model.shared.save(out / "decoder.safetensors")
+    for start in progress(range(0, len(names), batch), desc="upsampling", unit="batch", enabled=show_progress):
+        some = names[start : start + batch]
+        planes = torch.stack([known.planes(name) for name in some])
+        if reduce:
+            planes = resize_planes(planes, model.config.triplane.base_resolution)
+        planes = model.upsample(planes, steps, seed + start, noise=noise)
+        made.write_shard(dict(zip(some, planes, strict=True)), model.shared)
+    return made
 
 
 def build_network(config: Config) -> UNet:

@@ -119,27 +119,7 @@ def train_upsampler(
     extra = {"low_mean": low.mean, "low_weight": low.weight, "detail_weight": detail.weight}
 
     def losses(network, people: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        truth = planes[people].float()
-        spoiled, noise = augment(low_of(model, truth), c.augment, generator)
-        given, enlarged = model.enlarged(spoiled)
-        made = []
-
-        def seen(x: Tensor, log_snr: Tensor) -> Tensor:
-            output = conditioned(network, given, told(noise))(x, log_snr)
-            made.append(model.diffusion.interpret(output.float(), x, log_snr).x0)
-            return output
-
-        result = model.diffusion.losses(seen, model.detail.standardise(truth - enlarged), generator)
-        del result["vlb"], result["eps"]
-        if eyes is None:
-            return result
-        limit = config.fit.value_range
-        which = torch.randperm(len(people), generator=generator, device=people.device)[: c.rendered]  # any noise
-        predicted = (enlarged[which] + model.detail.unstandardise(made[-1][which])).clamp(-limit, limit)
-        looked = perceptual_patch_loss(
-            predicted, truth[which], shared.decoder, views, people[which], eyes, config.render, generator
-        )
-        return {**result, "loss": result["loss"] + c.perceptual_weight * looked.mean(), "perceptual": looked}
+        return upsampler_losses(model, network, planes[people].float(), people, views, eyes, generator)
 
     def batches(number: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(planes), (number,), generator=generator, device=planes.device)
@@ -154,6 +134,47 @@ def train_upsampler(
     trainer.run(show_progress)
     network.requires_grad_(False)
     return model
+
+
+def upsampler_losses(
+    model: Upsampler,
+    network: Callable[..., Tensor],
+    truth: Tensor,
+    people: Tensor,
+    views: Views,
+    eyes: PerceptualDistance | None,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """E17 + E19 for a batch of planes `truth` (B, 3, C, R, R) of `people` (B,), their conditions spoiled (E18).
+
+    Args:
+        network: that of the model, or what stands for it in training.
+        views: where E19 looks.
+        eyes: what it looks with; None: the plane loss alone.
+
+    Returns:
+        `loss` (scalar, to minimise), `simple` (B,), and `perceptual` of those who were rendered.
+    """
+    config, c = model.config, model.config.upsampler
+    spoiled, noise = augment(low_of(model, truth), c.augment, generator)
+    given, enlarged = model.enlarged(spoiled)
+    made = []
+
+    def seen(x: Tensor, log_snr: Tensor) -> Tensor:
+        output = conditioned(network, given, told(noise))(x, log_snr)
+        made.append(model.diffusion.interpret(output.float(), x, log_snr).x0)
+        return output
+
+    result = model.diffusion.losses(seen, model.detail.standardise(truth - enlarged), generator)
+    result = {name: result[name] for name in ("loss", "simple")}
+    if eyes is None:
+        return result
+    limit = config.fit.value_range
+    which = torch.randperm(len(people), generator=generator, device=people.device)[: c.rendered]  # of any noise level
+    predicted = (enlarged[which] + model.detail.unstandardise(made[-1][which])).clamp(-limit, limit)
+    seen_by = views, people[which], eyes, config.render, generator
+    looked = perceptual_patch_loss(predicted, truth[which], model.shared.decoder, *seen_by)
+    return {**result, "loss": result["loss"] + c.perceptual_weight * looked.mean(), "perceptual": looked}
 
 
 def low_of(model: Upsampler, planes: Tensor) -> Tensor:

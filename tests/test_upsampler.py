@@ -1,0 +1,418 @@
+"""The upsampler (E17, E18) from fitted planes to larger ones, its files, and what it refuses."""
+
+import csv
+import json
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
+from scipy.stats import kstest
+
+from minirodin import upsampler_training
+from minirodin.avatar import Avatar
+from minirodin.base_training import load_planes
+from minirodin.config import AugmentConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
+from minirodin.decoder import TriplaneDecoder
+from minirodin.diffusion import alpha_sigma
+from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.patches import Views
+from minirodin.perceptual import PerceptualDistance
+from minirodin.shards import FittedPlanes, SharedDecoder
+from minirodin.triplane import resize_planes
+from minirodin.unet import ResBlock, UNet
+from minirodin.upsampler import CLEAREST, Upsampler, augment, build_network, gaussian_blur, told, upsample_people
+from minirodin.upsampler_training import low_of, spaces, train_upsampler, upsampler_losses
+
+TINY = UpsamplerConfig(
+    unet=UNetConfig(channels=(8, 16), blocks=1, attention=(), aware_levels=2),
+    **{"view": 24, "patch": 12, "rendered": 1, "perceptual": "efficientnet-lite0"},
+    train=TrainConfig(
+        **{"steps": 6, "batch": 2, "lr": 2e-3, "warmup": 2, "ema": 0.9},
+        **{"log_every": 2, "preview_every": 6, "checkpoint_every": 2},
+    ),
+)
+CLEAN = AugmentConfig(smallest=1.0, blur=0.0, noise=0.0)
+WALKS = [("ddim", 1), ("ddim", 2), ("ddim", 10), ("dpm++", 1), ("dpm++", 2), ("dpm++", 10), ("ancestral", 4)]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def config(train=None, **changes):
+    return replace(tiny_config(), upsampler=replace(TINY, train=replace(TINY.train, **(train or {})), **changes))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=seeded(seed))
+
+
+def randomised(network, scale=0.2):
+    """The network answering to all that it is given."""
+    for i, p in enumerate(network.parameters()):
+        p.data = p.data + scale * randn(*p.shape, seed=i)
+    return network
+
+
+def untrained(fitted, **changes):
+    shared, (planes, _) = FittedPlanes(fitted).decoder, load_planes(fitted, 16)
+    c = replace(shared.config, upsampler=replace(TINY, **changes))
+    torch.manual_seed(0)
+    return Upsampler(build_network(c), shared, c, *spaces(planes, shared.decoder, c))
+
+
+@pytest.fixture(scope="module")
+def truth(fitted):
+    return load_planes(fitted, 16)[0].float()
+
+
+@pytest.fixture(scope="module")
+def random(fitted):
+    model = untrained(fitted)
+    randomised(model.network)
+    return model
+
+
+class Knows:
+    """A network that predicts given details, whatever it sees, and keeps what it was shown."""
+
+    def __init__(self, detail, prediction="x0"):
+        self.detail, self.prediction, self.calls = detail, prediction, []
+
+    def __call__(self, x, levels):
+        self.calls.append((x, levels))
+        if self.prediction == "x0":
+            return self.detail[:, None]
+        alpha, sigma = alpha_sigma(levels[:, 0], x)
+        eps = (x[:, :, : self.detail.shape[2]] - alpha * self.detail) / sigma
+        return (alpha * eps - sigma * self.detail)[:, None]
+
+
+@pytest.mark.parametrize("sampler, steps", WALKS)
+def test_a_network_that_says_nothing_leaves_planes_enlarged(fitted, truth, sampler, steps):
+    small = resize_planes(truth, 8)
+    made = untrained(fitted).upsample(small, steps, sampler=sampler)
+    torch.testing.assert_close(made, resize_planes(small, 16), atol=1e-5, rtol=0)
+    assert (made - truth).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("sampler, steps", WALKS)
+def test_a_network_that_knows_gives_the_true_planes(fitted, truth, sampler, steps, prediction):
+    model = untrained(fitted, diffusion=replace(TINY.diffusion, prediction=prediction))
+    small = resize_planes(truth, 8)
+    model.network = Knows(model.detail.standardise(truth - resize_planes(small, 16)), prediction)
+    torch.testing.assert_close(model.upsample(small, steps, sampler=sampler), truth, atol=1e-4, rtol=0)
+    given = resize_planes(model.low.standardise(small), 16)
+    for (x, levels), log_snr in zip(model.network.calls, model.diffusion.grid(steps)[:-1], strict=True):
+        torch.testing.assert_close(x[:, :, 4:], given)
+        assert levels.tolist() == [[float(log_snr), CLEAREST]] * 2
+
+
+def test_planes_stay_in_the_range_of_fitted_ones(fitted, truth):
+    model = untrained(fitted)
+    model.network = Knows(1000 * randn(*truth.shape))
+    made = model.upsample(resize_planes(truth, 8), steps=2).abs()
+    assert made.max() <= 1 + 1e-4 and (made > 0.99).float().mean() > 0.9
+
+
+def test_a_persons_planes_depend_on_their_own_seed_alone(random, truth):
+    small = resize_planes(truth, 8)[[0, 1, 0]]
+    for noise in (0.0, 0.5):
+        many = random.upsample(small, 3, seed=5, noise=noise)
+        assert torch.equal(many, random.upsample(small, 3, seed=5, noise=noise))
+        for i in range(3):
+            torch.testing.assert_close(many[[i]], random.upsample(small[[i]], 3, 5 + i, noise=noise), atol=1e-4, rtol=0)
+        assert (many - random.upsample(small, 3, seed=6, noise=noise)).abs().amax((1, 2, 3, 4)).min() > 1e-2
+
+
+def test_noise_on_the_condition_is_of_that_deviation_and_told_as_its_log_snr(fitted, truth):
+    deviations = torch.tensor([0.01, 0.1, 0.3, 1.0, 3.0])
+    torch.testing.assert_close(told(deviations).exp(), 1 / deviations.square())  # of unit variance
+    assert told(torch.tensor([0.0, 1e-9, 1e-4])).tolist() == [CLEAREST] * 3
+    assert (told(torch.linspace(0.007, 10, 500)).diff() < 0).all()
+    model, small = untrained(fitted), resize_planes(truth, 8).repeat(40, 1, 1, 1, 1)
+    model.network = Knows(torch.zeros(80, 3, 4, 16, 16))
+    model.upsample(small, 1, noise=0.5)
+    ((x, levels),) = model.network.calls
+    assert levels[:, 1].tolist() == pytest.approx([-2 * np.log(0.5)] * 80)
+    added = x[:, :, 4:] - resize_planes(model.low.standardise(small), 16)
+    expected = resize_planes(0.5 * randn(80, 3, 4, 8, 8), 16)
+    assert float(added.std() / expected.std()) == pytest.approx(1, rel=0.02) and added.mean().abs() < 0.01
+
+
+@torch.no_grad()
+def test_the_network_sees_both_levels_and_what_is_given(random):
+    """One of them is changed, for one of two people."""
+    x, levels, one = randn(2, 3, 8, 16, 16), torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([1.0, 0.0])
+    base, found = random.network(x, levels), []
+    for i in range(2):
+        found.append(random.network(x, levels + 0.3 * one[:, None] * torch.eye(2)[i]))
+        half = torch.arange(8) // 4 == i
+        found.append(random.network(x + 0.1 * one.view(2, 1, 1, 1, 1) * half[:, None, None], levels))
+    for i, changed in enumerate(found):
+        torch.testing.assert_close(changed[1], base[1])
+        assert all((changed - other)[0].abs().max() > 1e-3 for other in [base, *found[:i]])
+
+
+def test_checkpointing_changes_memory_alone(monkeypatch):
+    c = replace(TINY.unet, dropout=0.2, attention=(8,), head_width=8)
+    calls, found, forward = [], [], ResBlock.forward
+    monkeypatch.setattr(ResBlock, "forward", lambda self, *x: (calls.append(1), forward(self, *x))[1])
+    torch.manual_seed(0)
+    plain = randomised(UNet(c, 4, 16, outputs=1, given=4, levels=2))
+    for checkpointing in (False, True):
+        network, calls[:] = deepcopy(plain), []
+        network.config = replace(c, checkpointing=checkpointing)
+        torch.manual_seed(1)  # of the dropout
+        out = network(randn(2, 3, 8, 16, 16), torch.tensor([[1.0, 2.0], [-1.0, 3.0]]))
+        out.square().mean().backward()
+        found.append((out, [p.grad for p in network.parameters()], len(calls)))
+    assert found[1][2] == 2 * found[0][2] and found[0][0].std() > 0.1  # they were computed again
+    torch.testing.assert_close(found[1][:2], found[0][:2])
+
+
+def test_augmentation_repeats_with_its_generator_alone_and_may_do_nothing():
+    low, state = randn(4, 3, 2, 8, 8), torch.get_rng_state()
+    (a, noise), (again, _), (other, _) = (augment(low, AugmentConfig(), seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, again) and not torch.allclose(a, other) and len(set(noise.tolist())) == 4
+    same, noise = augment(low, CLEAN, seeded())
+    assert torch.equal(same, low) and not noise.any() and torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_has_each_persons_variance():
+    low = randn(5, 3, 4, 48, 48)
+    spoiled, noise = augment(low, replace(CLEAN, noise=0.7), seeded())
+    torch.testing.assert_close((spoiled - low).var((1, 2, 3, 4)), noise.square(), rtol=0.05, atol=0)
+    _, noise = augment(torch.zeros(1000, 3, 1, 2, 2), replace(CLEAN, noise=0.7), seeded())
+    assert kstest(noise.numpy() / 0.7, "uniform").pvalue > 0.01
+
+
+def test_a_point_becomes_a_gaussian():
+    """Of the given deviation, by its moments; `augment` draws them evenly up to their bound."""
+    deviation, point, places = torch.tensor([0.0, 0.8, 1.5, 3.0]), torch.zeros(4, 3, 2, 41, 41), torch.arange(41.0)
+    point[..., 18, 21] = 1
+    blurred = gaussian_blur(point, deviation)
+    assert torch.equal(blurred[0], point[0])
+    for axis, middle in ((-1, 18), (-2, 21)):
+        along = blurred.sum(axis)
+        torch.testing.assert_close(along.sum(-1), torch.ones(4, 3, 2))  # the mean is kept
+        torch.testing.assert_close(along @ places, torch.full((4, 3, 2), float(middle)))
+        second = along @ (places - middle).square()
+        torch.testing.assert_close(second, deviation.square().view(4, 1, 1).expand(4, 3, 2), rtol=0.03, atol=1e-5)
+    spoiled, noise = augment(point[:1].expand(200, 3, 2, 41, 41), replace(CLEAN, blur=4.0), seeded())
+    drawn = (spoiled[:, 0, 0].sum(-1) @ (places - 18).square()).sqrt()
+    assert kstest(drawn.numpy() / 4, "uniform").pvalue > 0.01 and not noise.any()
+
+
+def test_blur_is_scipys_and_everybodys_own():
+    planes, deviation = randn(4, 3, 2, 12, 12), torch.tensor([0.0, 0.6, 1.0, 2.0])
+    blurred = gaussian_blur(planes, deviation)
+    for i, d in enumerate(deviation.tolist()):
+        wanted = gaussian_filter(planes[i].numpy(), (0, 0, d, d), mode="nearest", truncate=6)
+        torch.testing.assert_close(blurred[i], torch.from_numpy(wanted), atol=0.02, rtol=0)
+        torch.testing.assert_close(gaussian_blur(planes[[i]], deviation[[i]])[0], blurred[i], atol=0.02, rtol=0)
+    flat = torch.full((4, 3, 2, 12, 12), 0.7)
+    torch.testing.assert_close(gaussian_blur(flat, deviation), flat)
+
+
+def test_fewer_texels_are_those_of_every_size_between_the_bounds():
+    low = randn(40, 3, 1, 16, 16)
+    spoiled, _ = augment(low, replace(CLEAN, smallest=0.5), seeded())
+    ways = {n: resize_planes(resize_planes(low, n), 16) for n in range(2, 17)}
+    fits = [{n for n, way in ways.items() if torch.allclose(way[i], spoiled[i], atol=1e-6)} for i in range(40)]
+    assert all(len(sizes) == 1 for sizes in fits) and set().union(*fits) == set(range(8, 17))
+
+
+@pytest.fixture(scope="module")
+def trained(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("upsampler")
+    return folder, train_upsampler(fitted, config(), folder, validation=fitted, show_progress=False)
+
+
+def rows(folder):
+    with open(folder / "log.csv", encoding="utf-8") as file:
+        return [{k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def file_of(folder):
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def test_the_losses_are_nil_for_a_network_that_knows(fitted, truth):
+    """It is told of the noise that the condition was spoiled with, and adds what the spoiled one lacks."""
+    model = untrained(fitted, augment=AugmentConfig(noise=0.5), rendered=2)
+    spoiled, noise = augment(low_of(model, truth), model.config.upsampler.augment, seeded())
+    detail = model.detail.standardise(truth - resize_planes(model.low.unstandardise(spoiled), 16))
+    looks = torch.arange(2), Views.around(TINY, 4), PerceptualDistance("efficientnet-lite0")
+    network = Knows(detail)
+    losses = upsampler_losses(model, network, truth, *looks, seeded())
+    ((x, levels),) = network.calls
+    torch.testing.assert_close(x[:, :, 4:], resize_planes(spoiled, 16))
+    torch.testing.assert_close(levels[:, 1], -2 * noise.log())
+    assert all(value.abs().max() < 1e-6 for value in losses.values())
+    network.detail = (detail + 20 * randn(*detail.shape)).requires_grad_(True)
+    losses = upsampler_losses(model, network, truth, *looks, seeded())
+    simple, perceptual = losses["simple"].detach(), losses["perceptual"].detach()
+    assert simple.tolist() == pytest.approx([400] * 2, rel=0.1) and perceptual.shape == (2,) and perceptual.min() > 1e-3
+    torch.testing.assert_close(losses["loss"].detach(), simple.mean() + 0.2 * perceptual.mean())
+    (gradient,) = torch.autograd.grad(losses["perceptual"].sum(), network.detail)
+    assert (gradient.abs().amax((2, 3, 4)) > 1e-7).all()
+    alone = upsampler_losses(model, network, truth, *looks[:2], None, seeded())
+    assert set(alone) == {"loss", "simple"} and torch.equal(alone["loss"], alone["simple"].mean())
+
+
+def test_training_leaves_model_log_curve_and_renders(trained, truth):
+    folder, model = trained
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "decoder.safetensors", "log.csv", "loss.png", "preview-000006.png"} <= names
+    log, small = rows(folder), resize_planes(truth, 8)
+    assert [row["step"] for row in log] == [2, 4, 6] and all(row["perceptual"] > 0 < row["simple"] for row in log)
+    for key, planes in (("validation", model.upsample(small)), ("validation_enlarged", resize_planes(small, 16))):
+        assert log[-1][key] == pytest.approx(float(model.detail.standardise(planes - truth).square().mean()), rel=1e-4)
+    assert torch.equal(Upsampler.load(folder, "cpu").upsample(small, 3, seed=1), model.upsample(small, 3, seed=1))
+
+
+def test_detail_is_learned(fitted, tmp_path):
+    """Two people by heart: what was enlarged comes nearer to the truth than what is given."""
+    long = {"steps": 150, "lr": 1e-2, "log_every": 150, "preview_every": 150, "checkpoint_every": 150}
+    given = config(long, augment=CLEAN, perceptual_weight=0.0)
+    train_upsampler(fitted, given, tmp_path, validation=fitted, show_progress=False)
+    (log,) = rows(tmp_path)
+    assert log["validation"] < 0.4 * log["validation_enlarged"] and "perceptual" not in log
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(trained, fitted, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return upsampler_losses(*args)
+
+    monkeypatch.setattr(upsampler_training, "upsampler_losses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_upsampler(fitted, config(), tmp_path, validation=fitted, show_progress=False)
+    train_upsampler(fitted, config(), tmp_path, validation=fitted, show_progress=False)
+    assert len(calls) == 8  # the checkpoint was of step 4
+    whole, broken = (file_of(folder)[0] for folder in (trained[0], tmp_path))
+    assert whole.keys() == broken.keys() and all(torch.equal(whole[key], broken[key]) for key in whole)
+    refused("other data or settings", train_upsampler, fitted, config(augment=CLEAN), tmp_path, show_progress=False)
+
+
+def test_photographs_are_looked_at_in_training(trained, fitted, captures, tmp_path):
+    train_upsampler(fitted, config({"steps": 2}), tmp_path, captures=captures, show_progress=False)
+    assert [file_of(folder)[1]["photographs"] for folder in (tmp_path, trained[0])] == ["True", "False"]
+    assert rows(tmp_path)[0]["perceptual"] > 1.5 * rows(trained[0])[0]["perceptual"]  # fitted so badly
+
+
+def test_people_and_avatars_gain_texels_and_keep_their_names(random, fitted, tmp_path, truth):
+    wanted = random.upsample(resize_planes(truth, 8), 3, 7, noise=0.1)
+    for out, batch in ((tmp_path / "1", 1), (tmp_path / "2", 2)):  # the batch makes no difference
+        made = upsample_people(random, fitted, out, 3, 7, 0.1, reduce=True, batch=batch, show_progress=False)
+        assert made.names == FittedPlanes(fitted).names == FittedPlanes(out).names
+        found = torch.stack([FittedPlanes(out).planes(name) for name in made.names])
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)  # float16 on disk
+    small = random.reduced(Avatar.load(fitted / "one"))
+    made = random.avatar(small, steps=3, seed=7, noise=0.1)
+    torch.testing.assert_close(made.planes, wanted[0], atol=1e-4, rtol=0)
+    assert small.planes.shape == (3, 4, 8, 8) and made.render(size=16).shape == (16, 16, 4)
+
+
+def refused(said, call, *args, kind=CheckpointError, **more):
+    with pytest.raises(kind, match=said) as error:
+        call(*args, **more)
+    assert "\n" not in str(error.value)
+
+
+def folder_of(folder, planes, shared):
+    folder.mkdir()
+    shared.save(folder / "decoder.safetensors")
+    FittedPlanes(folder).write_shard({"a": planes}, shared)
+    return folder
+
+
+def stranger(fitted):
+    """What planes of another decoder come with."""
+    ours = FittedPlanes(fitted).decoder
+    decoder = TriplaneDecoder(4, ours.config.decoder)
+    return SharedDecoder(decoder, ours.config, ours.mean_planes, ours.mean, ours.std)
+
+
+def test_planes_and_settings_that_do_not_fit_are_one_line(random, truth, fitted, tmp_path):
+    small, other = resize_planes(truth, 8), stranger(fitted)
+    for bad in (truth, small[0], small[:, :2], small[:, :, :3], small[..., :7]):
+        refused(r"wants \(B, 3, 4, 8, 8\)", random.upsample, bad)
+    for noise in (float("nan"), -0.1, 11.0, float("inf")):
+        refused("noise is", random.upsample, small, noise=noise, kind=ConfigError)
+    refused("unknown sampler 'euler'", random.upsample, small, sampler="euler", kind=ConfigError)
+    for steps in (0, -1):
+        refused(f"{steps} sampling steps", random.upsample, small, steps=steps, kind=ConfigError)
+    refused("another decoder", random.avatar, Avatar(small[0], other.decoder, other.config))
+    refused("wants", random.avatar, Avatar(truth[0], random.shared.decoder, other.config))
+    refused("wants", upsample_people, random, fitted, tmp_path / "out", show_progress=False)
+    refused("another decoder", upsample_people, random, folder_of(tmp_path / "a", small[0], other), tmp_path / "out")
+
+
+def test_data_that_do_not_fit_are_one_line(fitted, captures, truth, tmp_path):
+    def trains(said, data=fitted, given=None, **more):
+        refused(said, train_upsampler, data, given or config(), tmp_path / "out", show_progress=False, **more)
+
+    shared, wide = FittedPlanes(fitted).decoder, config()
+    trains("different decoders", validation=folder_of(tmp_path / "a", truth[0], stranger(fitted)))
+    shared.config = replace(shared.config, triplane=replace(shared.config.triplane, resolution=8))
+    trains("planes of 8², which nothing", folder_of(tmp_path / "b", resize_planes(truth, 8)[0], shared))
+    trains("4 channels, preset 'tiny' 5", given=replace(wide, triplane=replace(wide.triplane, channels=5)))
+    trains("patches of 25 pixels", given=config(patch=25), kind=ConfigError)
+    trains("patches of 25 pixels", given=config(patch=25, view=64), kind=ConfigError, captures=captures)
+    trains("no capture of one", kind=DataError, captures=captures / "two")
+    trains("unknown perceptual network 'eyes'", given=config(perceptual="eyes"))
+    trains("cannot be halved 4 times", given=config(unet=replace(TINY.unet, channels=(8,) * 5)), kind=ConfigError)
+    trains("unknown prediction", given=config(diffusion=DiffusionConfig(prediction="y")), kind=ConfigError)
+    trains(r"decoder\.safetensors does not exist", tmp_path / "nowhere")
+
+
+def other_channels(tensors, metadata):
+    values = json.loads(metadata["config"])
+    values["triplane"]["channels"] = 6
+    metadata["config"] = json.dumps(values)
+
+
+CHANGES = {
+    r"statistics \(low_mean\)": lambda tensors, metadata: tensors.pop("low_mean"),
+    r"statistics \(low_weight\)": lambda tensors, metadata: tensors.pop("low_weight"),
+    r"statistics \(detail_weight\)": lambda tensors, metadata: tensors.update(detail_weight=torch.ones(3, 3)),
+    r"statistics \(low_mean\): train": other_channels,
+    "enter.bias has shape None": lambda tensors, metadata: tensors.pop("network.enter.bias"),
+    "NaN or infinite": lambda tensors, metadata: tensors["network.enter.bias"].fill_(torch.nan),
+    "not trained on planes of the decoder": lambda tensors, metadata: metadata.update(decoder="0"),
+    "holds 'base'": lambda tensors, metadata: metadata.update(kind="base"),
+    "no usable configuration": lambda tensors, metadata: metadata.pop("config"),
+}
+
+
+def test_model_files_that_do_not_fit_are_one_line(trained, fitted, tmp_path):
+    model, decoder = tmp_path / "model.safetensors", tmp_path / "decoder.safetensors"
+    model.write_bytes(whole := (trained[0] / model.name).read_bytes())
+    refused(r"decoder\.safetensors does not exist", Upsampler.load, tmp_path)
+    stranger(fitted).save(decoder)
+    refused("not trained on planes of the decoder beside it", Upsampler.load, tmp_path)
+    decoder.write_bytes((trained[0] / decoder.name).read_bytes())
+    assert Upsampler.load(tmp_path, "cpu").config == trained[1].config
+    for said, change in CHANGES.items():
+        tensors, metadata = file_of(trained[0])
+        change(tensors, metadata)
+        save_file(tensors, model, metadata)
+        refused(said, Upsampler.load, tmp_path)
+    model.write_bytes(whole[:-100])
+    refused("cut short", Upsampler.load, tmp_path)
