@@ -11,11 +11,11 @@ from minirodin.avatars.accessories import HAT_CLEARANCE, glasses_paths, hat_rim,
 from minirodin.avatars.attributes import CHOICES, Attributes, sample_attributes
 from minirodin.avatars.clothing import dress
 from minirodin.avatars.facial_hair import beard_density, grow_facial_hair
-from minirodin.avatars.field import head_field, head_frame, normalize, press_ears, skin_field
+from minirodin.avatars.field import head_field, head_frame, press_ears, skin_field
 from minirodin.avatars.hair import grow_hair, off_arms, under_hat
 from minirodin.avatars.hairstyles import clear_face
 from minirodin.avatars.head import load_head
-from minirodin.avatars.mesh import HAIR, LENS
+from minirodin.avatars.mesh import HAIR, LENS, normalize
 from minirodin.avatars.person import head_shape
 from minirodin.avatars.strands import clump, curl, cut, grow, resample, sample_roots
 

@@ -2,25 +2,25 @@
 # The ablation of the base diffusion model (E10-E12), in stages that can run one at a time and go on when cut:
 #   tools/measure_base.sh OUT [data] [study] [train] [sample] [steps] [compare] [gather] [collect] [bench]    (default:
 #   all but study and gather; preset small)
-# data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while the next is made;
+# data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while others are made;
 # study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: settings joined by `_`, such
 # as lr-1e-3_shift-2, `alike` (channels count alike), `rollout` (of equal weights), `narrow` (rolled out, of equal widths), `apart`
 # (no attention); train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the
 # same by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON;
 # collect: one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
-# made by MAKERS processes at once and drawn by SPREAD GPUs (default: 2, the first).
+# drawn by SPREAD GPUs (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
 preset=${PRESET:-small} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128}
-makers=${MAKERS:-2}  # at once: one starts while one ends
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
 variants=(${VARIANTS:-baseline rollout aware})
 studies=(${STUDIES:-alike_lr-1e-3_shift-0 lr-6e-4_shift-0 lr-1e-3_shift-0 lr-1e-3_shift-2 lr-1e-3_batch-32_steps-2000_shift-0
   lr-2e-3_shift-0 lr-2e-3_shift-2 lr-2e-3_batch-32_steps-2000_shift-0})
+shares=${SPREAD:-1}
 python=${PYTHON:-python3} study_steps=${STUDY_STEPS:-1200} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
@@ -34,32 +34,39 @@ jpeg() { "$python" -c 'import sys, imageio.v3 as i; i.imwrite(sys.argv[2], i.imr
 say() { echo "[$SECONDS s] $*"; }
 
 data() {
-  local kind first last start chunks=() maker failed
-  for kind in validation train; do
-    first=0; [ $kind = train ] || first=1000000
-    last=$((first + ${!kind}))
-    for ((start = first; start < last; start += chunk)); do
-      chunks+=("$kind/$start-$((last - start < chunk ? last - start : chunk))")
-    done
+  local start i chunks=() maker failed
+  for ((start = 1000000; start < 1000000 + validation; start += chunk)); do add validation $start $((1000000 + validation)); done
+  for ((start = 0; start < train; start += chunk)); do  # of every share some, as they are made
+    for ((i = 0; i < shares; i++)); do add train $((train * i / shares + start)) $((train * (i + 1) / shares)); done
   done
-  mkdir -p "$runs/people"/{train,validation}
-  printf '%s\n' "${chunks[@]}" | xargs -P "$makers" -I{} --process-slot-var=SLOT bash -c 'make_one {}' & maker=$!
+  make_all & maker=$!
   export maker
   each fit_one "${chunks[@]}"; failed=$?
   wait $maker && [ $failed = 0 ] || return
   minirodin evaluate "$runs/fitted/validation" "$runs/people/${chunks[0]}" --limit 32 --out "$out/base_planes.json" >/dev/null
 }
-make_one() {  # KIND/SEED-COUNT
-  local name=${1#*/}
-  [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$((SLOT % SPREAD))
-  minirodin avatars --count "${name#*-}" --seed "${name%-*}" --views "$views" --size "$size" --workers $(((2 * $(nproc) + makers - 1) / makers)) \
-    --out "$runs/people/$1" &&
-    touch "$runs/people/$1.made"
+add() { (($2 >= $3)) || chunks+=("$1/$2-$(($3 - $2 < chunk ? $3 - $2 : chunk))"); }  # KIND FIRST END
+make_all() {  # the validation people, then a share of the others on each of SPREAD GPUs
+  local i jobs=() job
+  make_some 1000000 "$validation" 0 "$(nproc)" || return
+  for ((i = 0; i < shares; i++)); do
+    make_some $((train * i / shares)) $((train * (i + 1) / shares - train * i / shares)) $i $((($(nproc) + shares - 1) / shares)) &
+    jobs+=($!)
+  done
+  for job in "${jobs[@]}"; do wait "$job" || return; done
 }
-fit_one() {
-  while [ ! -f "$runs/people/$1.made" ] && kill -0 "$maker" 2>/dev/null; do sleep 1; done
-  [ -f "$runs/people/$1.made" ] || return
-  minirodin fit "$runs/people/$1" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/${1%/*}" >/dev/null && say "fitted $1"
+make_some() {  # FIRST COUNT GPU WORKERS
+  [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$3
+  minirodin avatars --count "$2" --seed "$1" --views "$views" --size "$size" --workers "$4" --out "$runs/people/made"
+}
+fit_one() {  # KIND/FIRST-COUNT, as soon as its people are made
+  local name=${1#*/} seed people=$runs/people/$1
+  mkdir -p "$people"
+  for seed in $(seq -f %06.f "${name%-*}" $((${name%-*} + ${name#*-} - 1))); do
+    while [ ! -d "$runs/people/made/$seed" ] && kill -0 "$maker" 2>/dev/null; do sleep 1; done
+    [ -d "$runs/people/made/$seed" ] && ln -sfn "$runs/people/made/$seed" "$people/$seed" || return
+  done
+  minirodin fit "$people" --preset "$preset" --decoder "$decoder" $fit_flags --out "$runs/fitted/${1%/*}" >/dev/null && say "fitted $1"
 }
 train_one() {
   minirodin train base --data "$runs/fitted/train" --validation "$runs/fitted/validation" --variant "$1" --preset "$preset" \
@@ -156,8 +163,8 @@ bench() {
   minirodin bench conv --out "$out/bench_conv.json" >/dev/null &&
     for p in small full; do minirodin bench unet --preset $p --out "$out/bench_unet_$p.json" >/dev/null || return; done
 }
-export -f minirodin say jpeg make_one fit_one train_one study_one sample_one compare_some
-export out runs python makers preset count views size decoder fit_flags train_flags study_steps
+export -f minirodin say jpeg fit_one train_one study_one sample_one compare_some
+export out runs python preset count views size decoder fit_flags train_flags study_steps
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"

@@ -4,9 +4,9 @@ import numpy as np
 
 from minirodin.avatars.attributes import COLORS, Attributes, linear
 from minirodin.avatars.clothing import cloth_color
-from minirodin.avatars.field import Frame, SkinField, head_frame, normalize
+from minirodin.avatars.field import Frame, SkinField, head_frame
 from minirodin.avatars.head import smoothstep
-from minirodin.avatars.mesh import CLOTH, GLOSSY, LENS, Mesh, concatenate, make_mesh
+from minirodin.avatars.mesh import CLOTH, GLOSSY, LENS, Mesh, concatenate, make_mesh, normalize
 
 X, Y, Z = np.eye(3)
 HAT_CLEARANCE = 0.045  # of a hat above the skin, world units

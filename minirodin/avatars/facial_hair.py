@@ -3,10 +3,10 @@
 import numpy as np
 
 from minirodin.avatars.attributes import DYES, HAIR_COLORS, Attributes, linear
-from minirodin.avatars.field import SkinField, head_frame, normalize
+from minirodin.avatars.field import SkinField, head_frame
 from minirodin.avatars.hairstyles import strays
 from minirodin.avatars.head import smoothstep
-from minirodin.avatars.mesh import SKIN, Mesh, make_mesh, ribbons
+from minirodin.avatars.mesh import SKIN, Mesh, dot, make_mesh, normalize, ribbons
 from minirodin.avatars.strands import clump, cut, grow, resample, sample_roots
 
 X, Y, Z = np.eye(3)
@@ -52,7 +52,7 @@ def brows(shape, a: Attributes, rng) -> Mesh:
         np.abs(rest[:, 0]), BROW[:, 0], line)) + 5 * rng.standard_normal(count))  # fmt: skip
     outward = np.sign(roots[:, :1]) * X
     way = np.cos(angle)[:, None] * outward + np.sin(angle)[:, None] * Y
-    way = normalize(way - (way * normals).sum(-1, keepdims=True) * normals)
+    way = normalize(way - dot(way, normals)[..., None] * normals)
     length = (0.019 + 0.009 * a.brow_thickness) * rng.uniform(0.7, 1.1, count)
     t = np.linspace(0, 1, 5)[None, :, None]
     bend = t * length[:, None, None]

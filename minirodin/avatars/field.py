@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
-from minirodin.avatars.mesh import vertex_normals
+from minirodin.avatars.mesh import dot, norm, normalize, vertex_normals
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,10 @@ class SkinField:
 
     def __call__(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Trilinear distance (...) and unit outward normal (..., 3) at points (..., 3)."""
-        r = self.grid.shape[0]
-        x = np.clip((p + 1) * ((r - 1) / 2), 0, r - 1 - 1e-9)
-        i = x.astype(np.int64)
-        f = x - i
-        flat = self.grid.reshape(-1, 4)
-        base = (i[..., 0] * r + i[..., 1]) * r + i[..., 2]
-        out = np.zeros((*p.shape[:-1], 4))
-        for dx in (0, 1):
-            for dy in (0, 1):
-                for dz in (0, 1):
-                    w = (f[..., 0] if dx else 1 - f[..., 0]) * (f[..., 1] if dy else 1 - f[..., 1])
-                    w = w * (f[..., 2] if dz else 1 - f[..., 2])
-                    out += w[..., None] * flat[base + (dx * r + dy) * r + dz]
+        where = torch.from_numpy(np.flip(p, -1).reshape(1, 1, 1, -1, 3).copy())  # its last axis first
+        grid = torch.from_numpy(self.grid).permute(3, 0, 1, 2)[None]
+        out = F.grid_sample(grid, where, padding_mode="border", align_corners=True)  # (1, 4, 1, 1, N)
+        out = out.reshape(4, -1).T.numpy().reshape(*p.shape[:-1], 4)
         return out[..., 0], normalize(out[..., 1:])
 
     def offset(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +37,7 @@ class SkinField:
         """
         _, nearest = self.tree.query(p)
         normal = self.normals[nearest]
-        return ((p - self.vertices[nearest]) * normal).sum(-1), normal
+        return dot(p - self.vertices[nearest], normal), normal
 
     def push_out(self, p: np.ndarray, clearance: float) -> np.ndarray:
         """Points (..., 3) moved along the skin's normal until they are `clearance` above the skin, exactly."""
@@ -56,10 +49,6 @@ class SkinField:
         p = p.copy()
         p[low] = q
         return p
-
-
-def normalize(v: np.ndarray) -> np.ndarray:
-    return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
 
 
 def skin_field(vertices: np.ndarray, normals: np.ndarray, resolution: int = 64) -> SkinField:
@@ -74,11 +63,12 @@ def skin_field(vertices: np.ndarray, normals: np.ndarray, resolution: int = 64) 
     occupant[tuple(np.rint((vertices[inside] + 1) / cell).astype(int).T)] = np.flatnonzero(inside)
     index = distance_transform_edt(occupant < 0, return_distances=False, return_indices=True)
     nearest = occupant[tuple(index)]
-    near = np.linalg.norm(corners - vertices[nearest], axis=-1) < 3.5 * cell
-    nearest[near] = tree.query(corners[near])[1]
     away = corners - vertices[nearest]
-    height = (away * normals[nearest]).sum(-1)
-    distance = np.where(near, height, np.sign(height) * np.linalg.norm(away, axis=-1))
+    near = norm(away) < 3.5 * cell
+    nearest[near] = tree.query(corners[near])[1]
+    away[near] = corners[near] - vertices[nearest[near]]
+    height = dot(away, normals[nearest])
+    distance = np.where(near, height, np.copysign(norm(away), height))
     d = gaussian_filter(distance, 0.8)
     gradient = np.stack(np.gradient(d, cell), -1)
     return SkinField(np.concatenate([d[..., None], gradient], -1), tree, vertices, normals)

@@ -5,9 +5,9 @@ import numpy as np
 from minirodin.avatars import hairstyles
 from minirodin.avatars.accessories import HAT_CLEARANCE, glasses_paths, hat_rim
 from minirodin.avatars.attributes import HAIR_COLORS, Attributes, linear
-from minirodin.avatars.field import Frame, SkinField, head_frame, normalize
+from minirodin.avatars.field import Frame, SkinField, head_frame
 from minirodin.avatars.head import smoothstep
-from minirodin.avatars.mesh import CLOTH, Mesh, make_mesh, ribbons
+from minirodin.avatars.mesh import CLOTH, Mesh, make_mesh, norm, normalize, ribbons
 from minirodin.avatars.strands import clump, curl, cut, resample, sample_roots
 
 LIMIT = 0.955  # hair ends here, inside the box and the ball that every view holds
@@ -93,7 +93,7 @@ def _room(p, frame: Frame, fringe) -> np.ndarray:
     lowest = np.where(hangs, frame.brow + 0.035 * frame.size, frame.brow + 0.17 * frame.size)[:, None]
     lowest = lowest - 0.25 * frame.size * smoothstep(np.deg2rad(35), np.deg2rad(60), azimuth)
     face = np.where((azimuth < np.deg2rad(60)) & (y > frame.chin), y - lowest, 1.0)
-    return np.minimum(face, LIMIT - np.maximum(np.abs(p).max(-1), np.linalg.norm(p, axis=-1) + 0.005))
+    return np.minimum(face, LIMIT - np.maximum(np.abs(p).max(-1), norm(p) + 0.005))
 
 
 def under_hat(p, field: SkinField, frame: Frame) -> np.ndarray:
@@ -113,7 +113,7 @@ def off_arms(p, arms: np.ndarray, clearance: float = 0.022) -> np.ndarray:
         along = end - start
         u = np.clip((p - start) @ along / (along @ along), 0, 1)
         away = p - (start + u[..., None] * along)
-        distance = np.linalg.norm(away, axis=-1, keepdims=True)
+        distance = norm(away)[..., None]
         p = p + np.clip(clearance - distance, 0, None) * away / np.maximum(distance, 1e-9)
     return p
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minirodin.avatars.attributes import Attributes
-from minirodin.avatars.field import Frame, SkinField, normalize
+from minirodin.avatars.field import Frame, SkinField
 from minirodin.avatars.head import smoothstep
+from minirodin.avatars.mesh import dot, norm, normalize
 from minirodin.avatars.strands import curl, cut, grow, resample
 
 X, Y, Z = np.eye(3)
@@ -99,7 +100,7 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
 
     def flow(p, normal, t, arc):
         away = p - whorl
-        reach = np.linalg.norm(away, axis=-1, keepdims=True)
+        reach = norm(away)[..., None]
         away = away / reach
         sideways, back = np.abs(normal[:, :1]), np.clip(-normal[:, 2:], 0, 1)
         if style == "slicked back":
@@ -122,7 +123,7 @@ def cropped(a: Attributes, scalp: Scalp, rng) -> Bundle:
     upright = {"slicked back": 0.3, "mohawk": 1.5, "buzz": 0.35}.get(style, 0.55)
     start = normalize(upright * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
     if style not in ("slicked back", "side part"):  # at the whorl hair stands in all directions, and so hides the scalp
-        core = np.exp(-((np.linalg.norm(roots - whorl, axis=-1) / 0.10) ** 2))[:, None]
+        core = np.exp(-((norm(roots - whorl) / 0.10) ** 2))[:, None]
         start = normalize(start + core * (1.6 * rng.standard_normal((n, 3)) * [1, 0, 1] + 0.4 * scalp.normals))
         length = length * (1 - (0.15 if style == "mohawk" else 0.5) * core[:, 0])  # long ones would be antennae
     points = grow(scalp.field, roots, start, length, 3 if style == "buzz" else 10, flow, settle, stiffness=0.6)
@@ -164,7 +165,7 @@ def falling(a: Attributes, scalp: Scalp, rng) -> Bundle:
     settle = lambda arc: 0.012 + body * (1 - np.exp(-arc / 0.09))  # noqa: E731
     start = normalize(0.45 * scalp.normals + normalize(flow(roots, scalp.normals, 0, 0)))
     points = grow(scalp.field, roots, start, length, 32, flow, settle, stiffness=0.6)
-    over_ear = np.exp(-((np.linalg.norm(np.abs(points) * [1, 1, 1] - ear, axis=-1) / 0.13) ** 2))
+    over_ear = np.exp(-((norm(np.abs(points) * [1, 1, 1] - ear) / 0.13) ** 2))
     points = points + 0.05 * (over_ear * np.linspace(0, 1, 33))[..., None] * (side * X)[:, None]
     points[~fringe] = clear_face(points[~fringe], frame, side[~fringe], 1.12)
     ragged = 0.03 * rng.standard_normal((n, 1))
@@ -266,7 +267,7 @@ def tied(a: Attributes, scalp: Scalp, rng) -> list[Bundle]:
     start = normalize(roots - heart)
     angle = np.arccos(np.clip(start @ aim, -1, 1))[:, None, None]
     arc = (np.sin((1 - t) * angle) * start[:, None] + np.sin(t * angle) * aim) / np.maximum(np.sin(angle), 1e-6)
-    radius = np.linalg.norm(roots - heart, axis=-1)[:, None, None] * (1 - t) + np.linalg.norm(knot - heart) * t
+    radius = norm(roots - heart)[:, None, None] * (1 - t) + np.linalg.norm(knot - heart) * t
     points = heart + radius * arc
     u = t[..., 0]
     height = (0.010 + 0.03 * a.hair_volume) * np.sin(np.pi * np.minimum(1.1 * u, 1)) ** 0.7
@@ -331,7 +332,7 @@ def afro(a: Attributes, scalp: Scalp, rng) -> Bundle:
     depth = 0.72 + 0.28 * np.sqrt(rng.random(n))
     size = np.minimum(0.018 + 0.012 * rng.random(n), 0.3 * height)[:, None, None]
     first, second = normalize(rng.standard_normal((2, n, 3)))
-    second = normalize(second - (second * first).sum(-1, keepdims=True) * first)
+    second = normalize(second - dot(second, first)[..., None] * first)
     turn = np.linspace(0, 2.6 * np.pi, s)[None, :, None] + rng.uniform(0, 6, (n, 1, 1))
     coil = np.cos(turn) * first[:, None] + np.sin(turn) * second[:, None]
     middle = scalp.roots + (depth * height)[:, None] * out

@@ -62,11 +62,9 @@ def ribbons(points: np.ndarray, radius, albedo, centre=(0.0, 0.2, 0.0), normals:
         normals: (N, S, 3) shading normals, for example the scalp's at the roots.
     """
     n, s, _ = points.shape
-    tangents = np.gradient(points, axis=1)
-    tangents /= np.maximum(np.linalg.norm(tangents, axis=-1, keepdims=True), 1e-12)
+    tangents = normalize(np.gradient(points, axis=1))
     normals = points - np.asarray(centre) if normals is None else normals
-    normals = normals - (normals * tangents).sum(-1, keepdims=True) * tangents
-    normals = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
+    normals = normalize(normals - dot(normals, tangents)[..., None] * tangents)
     radius = np.broadcast_to(np.asarray(radius, dtype=np.float64), (n, s))
     albedo = np.broadcast_to(np.asarray(albedo, dtype=np.float64), (n, s, 3))
 
@@ -102,6 +100,19 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     flat = faces.ravel()
     summed = np.stack([np.bincount(flat, np.repeat(face[:, k], 3), len(vertices)) for k in range(3)], axis=1)
     return summed / np.maximum(np.linalg.norm(summed, axis=1, keepdims=True), 1e-20)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Products (...) of vectors (..., 3); several times faster than a sum over a short last axis."""
+    return np.einsum("...i,...i", a, b)
+
+
+def norm(v: np.ndarray) -> np.ndarray:
+    return np.sqrt(dot(v, v))
+
+
+def normalize(v: np.ndarray) -> np.ndarray:
+    return v / np.maximum(norm(v), 1e-12)[..., None]
 
 
 def triangulate(quads: np.ndarray) -> np.ndarray:

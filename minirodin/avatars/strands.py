@@ -6,13 +6,14 @@ Points of N strands with S + 1 points each are one array (N, S + 1, 3), root fir
 import numpy as np
 from scipy.spatial import cKDTree
 
-from minirodin.avatars.field import SkinField, normalize
+from minirodin.avatars.field import SkinField
+from minirodin.avatars.mesh import dot, norm, normalize
 
 
 def sample_roots(shape, density, count, rng) -> tuple[np.ndarray, np.ndarray]:
     """Points spread evenly over a HeadShape's skin by a density (V,): faces (count,), barycentric (count, 3)."""
     corner = shape.vertices[shape.faces]  # (F, 3, 3)
-    area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=-1)
+    area = norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]))
     mass = np.cumsum(area * density[shape.faces].mean(-1))
     # Systematic sampling: one draw a stratum leaves neither gaps nor knots.
     face = np.searchsorted(mass, (np.arange(count) + rng.random(count)) * (mass[-1] / count))
@@ -35,7 +36,7 @@ def grow(field: SkinField, roots, direction, length, steps, flow, lift, stiffnes
         wish = flow(p, normal, t, arc)
         target = lift(arc)
         near = np.exp(-np.clip(height - target, 0, None) / stick)[:, None]
-        wish = wish - near * (wish * normal).sum(-1, keepdims=True) * normal
+        wish = wish - near * dot(wish, normal)[:, None] * normal
         step = length / steps
         wish = normalize(wish) + near * np.clip((target - height) / (2.5 * step + 1e-9), -0.5, 1)[:, None] * normal
         direction = normalize(stiffness * direction + (1 - stiffness) * wish)
@@ -93,7 +94,7 @@ def tangents(points) -> np.ndarray:
 def curl(points, amplitude, wavelength, phase, normals) -> np.ndarray:
     """Wind strands into helices: amplitude (N, S + 1) and wavelength (N,) in world units, phase (N,) in radians."""
     along = tangents(points)
-    arc = np.cumsum(np.linalg.norm(np.diff(points, axis=1, prepend=points[:, :1]), axis=-1), axis=1)
+    arc = np.cumsum(norm(np.diff(points, axis=1, prepend=points[:, :1])), axis=1)
     side = normalize(np.cross(along, normals))
     out = normalize(np.cross(side, along))
     angle = phase[:, None] + 2 * np.pi * arc / wavelength[:, None]
