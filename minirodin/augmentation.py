@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minirodin.avatar import Avatar, to_rgb
 from minirodin.base_training import load_planes
-from minirodin.config import AugmentConfig
+from minirodin.config import AugmentConfig, Config
 from minirodin.errors import CheckpointError, DataError
 from minirodin.evaluation import AZIMUTHS, _views, provenance, write_json
 from minirodin.generation_metrics import frechet_distance
@@ -104,6 +104,7 @@ def tune_augmentation(
 def read_augmentation(path: str | Path) -> AugmentConfig:
     """The magnitudes that `tune_augmentation` wrote; raises `CheckpointError` for another file."""
     try:
-        return AugmentConfig(**json.loads(Path(path).read_text(encoding="utf-8"))["augment"])
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["augment"]
+        return Config.from_dict({"upsampler": {"augment": found}}).upsampler.augment
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not what `minirodin tune` writes ({error}): make it again") from None

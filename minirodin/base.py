@@ -103,7 +103,7 @@ class BaseModel:
             noise: (B, 3, C, R, R), from `noise`.
             steps: calls of the network.
             sampler: ancestral | ddim | dpm++.
-            seed: of the noise that `ancestral` adds.
+            seed: of the noise that `ancestral` adds, to all of them from one stream.
             callback: as in `sampling`; sees standardised planes.
             latent: z (B, Z) of those to sample, for a model that was trained with latents; None: of nobody.
             guidance_scale, guidance_rescale: E14, as in `guidance.guided`.
@@ -126,7 +126,7 @@ class BaseModel:
         def clip(x0: Tensor) -> Tensor:
             return self.space.standardise(self.space.unstandardise(x0).clamp(-limit, limit))
 
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed ^ 0xFFFFFFFF)  # not a stream of `noise`
         grid = self.diffusion.grid(steps, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             denoise = self.diffusion.denoiser(network)

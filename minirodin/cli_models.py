@@ -238,17 +238,18 @@ def upsample(
     Args:
         people: an avatar file, FOLDER/NAME, or a folder that `minirodin sample` or `minirodin fit` wrote.
         model: folder that `minirodin train upsampler` wrote.
-        out: avatar file, or folder, to write.
+        out: avatar file, or folder, to write; the same command goes on with a folder where it stopped.
         steps: calls of the network for each.
         seed: of the first person, the others count up.
         noise: standard deviation of noise that the planes get first, as in training: hides what is wrong with them.
         reduce: take planes of any larger size, reduced to what the upsampler learned from: to measure it on fits.
     """
     from minirodin.avatar import Avatar
-    from minirodin.shards import FittedPlanes
     from minirodin.upsampler import Upsampler, upsample_people
 
-    if people.is_dir() and len(FittedPlanes(people)):
+    if out.resolve() == people.resolve():
+        raise ConfigError(f"{out} is what detail is to be added to: choose another name")
+    if people.is_dir():
         upsample_people(Upsampler.load(model), people, out, steps, seed, noise, reduce)
         print(out)
         return

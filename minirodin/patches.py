@@ -1,13 +1,16 @@
 """Where E19 looks: patches of pictures, most often of the face, and the rays through their pixels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from minirodin.cameras import Cameras, capture_cameras, pixel_rays
-from minirodin.config import UpsamplerConfig
-from minirodin.errors import ConfigError
+from minirodin.cameras import Cameras, capture_cameras, find_captures, load_capture, pixel_rays
+from minirodin.config import Config, UpsamplerConfig
+from minirodin.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Patches:
 def importance(matrix: Tensor, intrinsics: Tensor, view: int, config: UpsamplerConfig) -> Tensor:
     """How often a patch's first pixel shall fall where, (B, n, n) with n = view − patch + 1, each of sum 1.
 
-    Highest where the patch's middle is the face's (`config.face`, seen by the camera), falling as a Gaussian of
-    `config.face_radius`, but nowhere below `config.elsewhere` of that.
+    A Gaussian of `config.face_radius` about where the patch's middle is the face's (`config.face`, seen by the camera),
+    plus `config.elsewhere` of its peak everywhere: the least is elsewhere / (1 + elsewhere) of the most.
     """
     places = torch.arange(view - config.patch + 1, device=matrix.device) + config.patch / 2
     face = torch.tensor(config.face, device=matrix.device)
@@ -52,7 +55,7 @@ def importance(matrix: Tensor, intrinsics: Tensor, view: int, config: UpsamplerC
     x, y = cx + fx * local[:, 0] / depth, cy - fy * local[:, 1] / depth
     radius = config.face_radius * fx / depth
     across, down = (torch.exp(-0.5 * ((places - v[:, None]) / radius[:, None]).square()) for v in (x, y))  # (B, n)
-    weight = down[:, :, None] * across[:, None] + config.elsewhere
+    weight = down[:, :, None] * across[:, None] + max(config.elsewhere, 1e-9)  # a face out of sight leaves no Gaussian
     return weight / weight.sum((1, 2), keepdim=True)
 
 
@@ -72,14 +75,22 @@ class Views:
     Args:
         cameras: V of them for everybody, or one `Cameras` of V views for each of S people.
         pictures: (S, V, H, H, 4) uint8 RGBA; None: nobody has been.
+        background: (S, 3), what is behind people on pictures; None: white.
 
     Raises:
         ConfigError: a patch is larger than the pictures.
     """
 
-    def __init__(self, cameras: Cameras | list[Cameras], config: UpsamplerConfig, pictures: Tensor | None = None):
+    def __init__(
+        self,
+        cameras: Cameras | list[Cameras],
+        config: UpsamplerConfig,
+        pictures: Tensor | None = None,
+        background: Tensor | None = None,
+    ):
         each = cameras if isinstance(cameras, list) else [cameras]
         self.size, self.pictures, self.config = each[0].width, pictures, config
+        self.background = torch.ones(1, 3) if background is None else background
         if not 1 <= config.patch <= self.size:
             raise ConfigError(f"patches of {config.patch} pixels do not fit into views of {self.size}: give smaller")
         self.matrix = torch.stack([c.camera_to_world.float() for c in each])  # (S or 1, V, 4, 4)
@@ -92,8 +103,13 @@ class Views:
 
     def to(self, device: torch.device) -> "Views":
         self.matrix, self.intrinsics = self.matrix.to(device), self.intrinsics.to(device)
+        self.background = self.background.to(device)
         self.pictures = None if self.pictures is None else self.pictures.to(device)
         return self
+
+    def behind(self, people: Tensor) -> Tensor:
+        """The colours (B, 3) behind `people` (B,)."""
+        return self.background[people % len(self.background)]  # one for all, or each their own
 
     def draw(self, people: Tensor, generator: torch.Generator) -> tuple[Patches, Tensor | None]:
         """A patch of a view of each of `people` (B,), and what is on it, (B, P, P, 4) in [0, 1], where known."""
@@ -105,3 +121,28 @@ class Views:
         x, y = patches.pixels()
         seen = self.pictures[people[:, None], view[:, None], y, x].float() / 255
         return patches, seen.unflatten(1, (patches.size, patches.size))
+
+
+def photographs(captures: str | Path, names: list[str], config: Config) -> Views:
+    """The training views of these people, in their order, reduced to squares of `upsampler.view`.
+
+    Raises:
+        DataError: somebody is missing, pictures are not square or too small, or views are not as many for all.
+    """
+    folders = {folder.resolve().name: folder for folder in find_captures(captures)}
+    if missing := [name for name in names if name not in folders]:
+        raise DataError(f"{captures} has no capture of {missing[0]} ({len(missing)} are missing): give those fitted")
+    size, cameras, pictures, behind = config.upsampler.view, [], [], []
+    for name in names:
+        capture = load_capture(folders[name])
+        width, height, train = capture.cameras.width, capture.cameras.height, capture.held_out()[0]
+        if width != height or width < size:
+            wanted = f"squares of at least upsampler.view, {size}"
+            raise DataError(f"{folders[name]} has pictures of {width}×{height}: give {wanted}")
+        if cameras and len(train) != len(cameras[0]):
+            raise DataError(f"{folders[name]} has {len(capture.images)} views, not as many as {folders[names[0]]}")
+        cameras.append(capture.cameras[train].resized(size, size))
+        reduced = [Image.fromarray(image).resize((size, size), Image.Resampling.BOX) for image in capture.images[train]]
+        pictures.append(torch.from_numpy(np.stack(reduced)))  # PIL weighs colours by their alpha
+        behind.append((1.0, 1.0, 1.0) if capture.has_alpha else capture.background)
+    return Views(cameras, config.upsampler, torch.stack(pictures), torch.tensor(behind))

@@ -5,7 +5,8 @@ from up(y^LR), which the network is given anyway: noise is then spent on what is
 nothing leaves the planes as they were, enlarged.
 """
 
-import math
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from minirodin.avatar import Avatar
 from minirodin.config import AugmentConfig, Config
 from minirodin.diffusion import Diffusion
-from minirodin.errors import CheckpointError, ConfigError
+from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.plane_space import PlaneSpace
 from minirodin.progress import progress
 from minirodin.sampling import SAMPLERS, Callback
@@ -56,9 +57,11 @@ def augment(low: Tensor, config: AugmentConfig, generator: torch.Generator) -> t
 
 def gaussian_blur(planes: Tensor, deviation: Tensor) -> Tensor:
     """Each person's planes (B, 3, C, R, R) blurred by a Gaussian of `deviation` (B,) texels; 0 leaves them alone."""
-    b, reach = len(planes), max(1, math.ceil(3 * float(deviation.max())))
+    b, own = len(planes), (3 * deviation).ceil()  # texels that each kernel reaches, whatever the others do
+    reach = int(own.max())
     steps = torch.arange(-reach, reach + 1, device=planes.device)
     kernel = torch.exp(-0.5 * (steps / deviation.clamp_min(1e-3)[:, None]).square())  # (B, K)
+    kernel = kernel * (steps.abs() <= own[:, None])
     kernel = (kernel / kernel.sum(1, keepdim=True)).to(planes.dtype)
     maps = rearrange(planes, "b k c h w -> (k c) b h w")  # (3C, B, R, R): a person is a channel
     maps = F.pad(maps, (reach,) * 4, mode="replicate")
@@ -80,14 +83,24 @@ class Upsampler:
         config: of the run.
         low: space of the planes it is given.
         detail: space of the difference that it makes; its mean is 0.
+        encoder: fingerprint of the encoder whose latents condition it; "" when nothing does.
 
     Example:
         >>> upsampler = Upsampler.load("runs/upsampler")
         >>> sharper = upsampler.avatar(Avatar.load("avatar.safetensors"))
     """
 
-    def __init__(self, network: UNet, shared: SharedDecoder, config: Config, low: PlaneSpace, detail: PlaneSpace):
+    def __init__(
+        self,
+        network: UNet,
+        shared: SharedDecoder,
+        config: Config,
+        low: PlaneSpace,
+        detail: PlaneSpace,
+        encoder: str = "",
+    ):
         self.network, self.shared, self.config, self.low, self.detail = network, shared, config, low, detail
+        self.encoder = encoder
         self.diffusion = Diffusion(config.upsampler.diffusion)
 
     @classmethod
@@ -103,11 +116,18 @@ class Upsampler:
         for key, shape in {"low_mean": (3, c, r, r), "low_weight": (c, c), "detail_weight": (c, c)}.items():
             if tuple(tensors.get(key, torch.empty(0)).shape) != shape:
                 raise CheckpointError(f"{path} lacks the planes' statistics ({key}): train it again")
+            usable = bool(tensors[key].isfinite().all())
+            if not usable or (shape == (c, c) and torch.linalg.matrix_rank(tensors[key].float()) < c):
+                raise CheckpointError(f"{path} has unusable statistics ({key}, NaN or singular): train it again")
         low = PlaneSpace(tensors["low_mean"].float(), tensors["low_weight"].float())
         network = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        network = load_weights(build_network(config), network, path, "network")
+        try:
+            network = load_weights(build_network(config), network, path, "network")
+        except ConfigError as error:
+            raise CheckpointError(f"{path} carries no usable configuration ({error})") from None
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(network, shared, config, low, detail_space(tensors["detail_weight"].float())).to(device)
+        detail = detail_space(tensors["detail_weight"].float())
+        return cls(network, shared, config, low, detail, metadata.get("encoder", "")).to(device)
 
     def to(self, device: str | torch.device) -> "Upsampler":
         """Move to a device, in place."""
@@ -133,27 +153,36 @@ class Upsampler:
         sampler: str = "ddim",
         noise: float = 0.0,
         callback: Callback | None = None,
+        latents: Tensor | None = None,
     ) -> Tensor:
         """Planes with detail (E17).
 
         Args:
             planes: (B, 3, C, r, r) on the decoder's scale, fitted ones or the base model's.
             steps: calls of the network.
-            seed: of the noise; person i of a batch has that of seed + i.
+            seed: of the noise; person i of a batch has that of seed + i, but what `ancestral` adds is the batch's.
             sampler: ancestral | ddim | dpm++.
             noise: standard deviation of noise to spoil the condition with, as in training (E18); the network is told.
             callback: as in `sampling`; sees the detail.
+            latents: z (B, Z) of these people, for a model that was trained with latents; None: of nobody.
 
         Returns:
             (B, 3, C, R, R) on the decoder's scale, inside the range that fitted planes have.
 
         Raises:
-            CheckpointError: planes of another size. ConfigError: an unknown sampler, or fewer than one step.
+            CheckpointError: no planes, NaN in them, or planes or latents of another shape. ConfigError: an unknown
+                sampler, fewer than one step, or no usable noise.
         """
         t, limit = self.config.triplane, self.config.fit.value_range
         wanted = (3, t.channels, t.base_resolution, t.base_resolution)
         if tuple(planes.shape[1:]) != wanted:
             raise CheckpointError(f"planes have shape {tuple(planes.shape)}, the upsampler wants (B, {str(wanted)[1:]}")
+        if not len(planes) or not planes.isfinite().all():
+            raise CheckpointError("there is nobody to add detail to, or planes hold NaN or infinite values")
+        width = self.config.upsampler.unet.latent
+        if latents is not None and tuple(latents.shape) != (len(planes), width):
+            known = f"({len(planes)}, {width})" if width else "none"
+            raise CheckpointError(f"latents have shape {tuple(latents.shape)}, the upsampler wants {known}")
         if sampler not in SAMPLERS:
             raise ConfigError(f"unknown sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
         if not 0 <= noise <= 10:
@@ -165,15 +194,20 @@ class Upsampler:
         start = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(self.device)
         given, enlarged = self.enlarged(low)
         level = told(torch.full((len(planes),), noise, device=self.device))
+        condition = ()
+        if width:
+            z = torch.zeros(len(planes), width) if latents is None else latents.float()
+            condition = z.to(self.device), torch.full((len(z),), latents is not None, device=self.device)
 
         def clip(detail: Tensor) -> Tensor:
             inside = (enlarged + self.detail.unstandardise(detail)).clamp(-limit, limit)
             return self.detail.standardise(inside - enlarged)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), torch.no_grad():
-            denoise = self.diffusion.denoiser(conditioned(self.network, given, level))
-            generator = torch.Generator(self.device).manual_seed(seed)
-            detail = SAMPLERS[sampler](denoise, start, self.diffusion.grid(steps), generator, callback, clip)
+            denoise = self.diffusion.denoiser(conditioned(self.network, given, level, *condition))
+            generator = torch.Generator(self.device).manual_seed(seed ^ 0xFFFFFFFF)  # not one of `streams`
+            grid = self.diffusion.grid(steps, self.device)
+            detail = SAMPLERS[sampler](denoise, start, grid, generator, callback, clip)
         return enlarged + self.detail.unstandardise(detail)
 
     def reduced(self, avatar: Avatar) -> Avatar:
@@ -182,11 +216,17 @@ class Upsampler:
         return Avatar(resize_planes(avatar.planes, size), avatar.decoder, avatar.config, avatar.origin)
 
     def avatar(self, avatar: Avatar, steps: int = 10, seed: int = 0, noise: float = 0.0) -> Avatar:
-        """The same person with detail; raises `CheckpointError` for one of another decoder or size."""
+        """The same person with detail, that of their latent where the upsampler learned with that latent's encoder.
+
+        Raises:
+            CheckpointError: one of another decoder or size.
+        """
         if fingerprint(avatar.decoder) != fingerprint(self.shared.decoder):
             raise CheckpointError("the avatar belongs to another decoder than the upsampler: planes do not compare")
-        planes = self.upsample(avatar.planes[None].to(self.device), steps, seed, noise=noise)[0]
-        return Avatar(planes, self.shared.decoder, self.shared.config, avatar.origin)
+        origin = avatar.origin
+        z = origin.latent[None] if origin and self.encoder and origin.encoder == self.encoder else None
+        planes = self.upsample(avatar.planes[None].to(self.device), steps, seed, noise=noise, latents=z)[0]
+        return Avatar(planes, self.shared.decoder, self.shared.config, origin)
 
 
 def upsample_people(
@@ -199,27 +239,44 @@ def upsample_people(
     reduce: bool = False,
     batch: int = 8,
     show_progress: bool = True,
+    latents: Tensor | None = None,
 ) -> FittedPlanes:
-    """Everybody in a folder of planes, with detail, in another such folder.
+    """Everybody in a folder of planes, with detail, in another such folder; the same call goes on where it stopped.
 
     Args:
+        out: what the folder is of is told in its `upsampled.json`.
         reduce: planes are larger, and first made as small as the upsampler wants them.
+        latents: (S, Z) of everybody, in the order of the folder's names, as for `Upsampler.upsample`.
 
     Raises:
-        CheckpointError: planes of another decoder, or of another size.
+        DataError: nobody is there. CheckpointError: planes of another decoder, or of another size, or others in `out`.
     """
-    known, out = FittedPlanes(people), Path(out)
+    known, made, out = FittedPlanes(people), FittedPlanes(out), Path(out)
+    names = known.names
+    if not names:
+        raise DataError(f"{people} holds no planes: give a folder that `minirodin sample` or `minirodin fit` wrote")
     if known.decoders != {fingerprint(model.shared.decoder)}:
         raise CheckpointError(f"{people} belongs to another decoder than the upsampler: planes do not compare")
-    out.mkdir(parents=True, exist_ok=True)
-    made, names = FittedPlanes(out), known.names
+    digest = hashlib.sha256(b"" if latents is None else latents.float().cpu().numpy().tobytes())
+    for path in sorted(known.folder.glob("planes-*.safetensors")):
+        digest.update(path.read_bytes())
+    settings = {"steps": steps, "seed": seed, "noise": noise, "reduce": reduce}
+    run = {"model": fingerprint(model.network), "people": digest.hexdigest(), **settings}
+    record, text = out / "upsampled.json", json.dumps(run, indent=1).encode()
+    if not record.is_file() or record.read_bytes() != text:
+        if len(made) or (made.has_decoder and fingerprint(made.decoder.decoder) != fingerprint(model.shared.decoder)):
+            raise CheckpointError(f"{out} was left by other people, model or settings: choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_bytes(text)
     model.shared.save(out / "decoder.safetensors")
-    for start in progress(range(0, len(names), batch), desc="upsampling", unit="batch", enabled=show_progress):
+    done = next((i for i, name in enumerate(names) if name not in made), len(names))
+    for start in progress(range(done, len(names), batch), desc="upsampling", unit="batch", enabled=show_progress):
         some = names[start : start + batch]
         planes = torch.stack([known.planes(name) for name in some])
         if reduce:
             planes = resize_planes(planes, model.config.triplane.base_resolution)
-        planes = model.upsample(planes, steps, seed + start, noise=noise)
+        z = None if latents is None else latents[start : start + len(some)]
+        planes = model.upsample(planes, steps, seed + start, noise=noise, latents=z)
         made.write_shard(dict(zip(some, planes, strict=True)), model.shared)
     return made
 
@@ -230,9 +287,11 @@ def build_network(config: Config) -> UNet:
     return UNet(c.unet, t.channels, t.resolution, Diffusion(c.diffusion).outputs, given=t.channels, levels=2)
 
 
-def conditioned(network: Callable[..., Tensor], given: Tensor, level: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network as samplers and losses want it, of (d_t, λ) alone."""
-    return lambda x, log_snr: network(torch.cat([x, given], dim=2), torch.stack([log_snr, level], dim=1))
+def conditioned(
+    network: Callable[..., Tensor], given: Tensor, level: Tensor, *condition: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network as samplers and losses want it, of (d_t, λ) alone; `condition` is its z and keep, if it has any."""
+    return lambda x, log_snr: network(torch.cat([x, given], dim=2), torch.stack([log_snr, level], dim=1), *condition)
 
 
 def detail_space(weight: Tensor) -> PlaneSpace:

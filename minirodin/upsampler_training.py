@@ -1,21 +1,20 @@
 """Training the upsampler: the plane loss (E17) on spoiled conditions (E18), and the perceptual patch loss (E19)."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minirodin.avatar import Avatar
-from minirodin.base_training import load_planes
-from minirodin.cameras import find_captures, load_capture
-from minirodin.config import Config, RenderConfig
+from minirodin.base_training import load_latents, load_planes
+from minirodin.config import Config, RenderConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
-from minirodin.errors import CheckpointError, DataError
-from minirodin.patches import Patches, Views
+from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.patches import Patches, Views, photographs
 from minirodin.perceptual import PerceptualDistance
 from minirodin.plane_space import PEOPLE, PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
@@ -29,11 +28,21 @@ PREVIEWS = 4
 
 
 def render_patches(
-    planes: Tensor, decoder: TriplaneDecoder, patches: Patches, occupancy: Occupancy, render: RenderConfig
+    planes: Tensor,
+    decoder: TriplaneDecoder,
+    patches: Patches,
+    occupancy: Occupancy,
+    render: RenderConfig,
+    background: Tensor | None = None,
 ) -> Tensor:
-    """What is seen on patches, over white: planes (B, 3, C, R, R) → (B, 3, P, P), differentiable in the planes."""
+    """What is seen on patches: planes (B, 3, C, R, R) → (B, 3, P, P), differentiable in the planes.
+
+    Args:
+        background: (B, 3); None: white.
+    """
+    behind = torch.ones(len(planes), 3, device=planes.device) if background is None else background
     out = render_rays(planes, decoder, *patches.rays(), occupancy, render.bins, render.view_samples)
-    seen = out.over(torch.ones(3, device=planes.device)).clamp(0, 1)
+    seen = out.over(behind[:, None]).clamp(0, 1)
     return seen.unflatten(1, (patches.size, patches.size)).permute(0, 3, 1, 2)
 
 
@@ -57,14 +66,15 @@ def perceptual_patch_loss(
         views: pictures and cameras; `people` (B,) are these people's places in them.
     """
     patches, photograph = views.draw(people, generator)
+    behind = views.behind(people)
     with torch.no_grad():
         a, b = (occupancy_from_planes(p, decoder, render.grid) for p in (planes.detach(), truth))
         occupancy = Occupancy(torch.minimum(a.density, b.density), a.occupied | b.occupied)
         if photograph is None:
-            seen = render_patches(truth, decoder, patches, occupancy, render)
+            seen = render_patches(truth, decoder, patches, occupancy, render, behind)
         else:
-            seen = (photograph[..., :3] * photograph[..., 3:] + 1 - photograph[..., 3:]).permute(0, 3, 1, 2)
-    return network(render_patches(planes, decoder, patches, occupancy, render), seen)
+            seen = torch.lerp(behind[:, None, None], photograph[..., :3], photograph[..., 3:]).permute(0, 3, 1, 2)
+    return network(render_patches(planes, decoder, patches, occupancy, render, behind), seen)
 
 
 def train_upsampler(
@@ -78,7 +88,8 @@ def train_upsampler(
     """Learn the detail of fitted planes (E17–E19).
 
     Args:
-        data: folder that `fit_subjects` wrote, with planes of the high resolution.
+        data: folder that `fit_subjects` wrote, with planes of the high resolution; with `upsampler.unet.latent` also of
+            `latents.safetensors`.
         config: `config.upsampler` says which network, process and losses.
         out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
         validation: another such folder, under the same decoder, for the log and the previews.
@@ -91,6 +102,7 @@ def train_upsampler(
         DataError, CheckpointError, ConfigError: one line that names what does not fit.
     """
     out, c = Path(out), config.upsampler
+    check_settings(c)
     shared = FittedPlanes(data).decoder
     t = shared.config.triplane
     if (given := config.triplane.channels) != t.channels:
@@ -106,7 +118,12 @@ def train_upsampler(
         torch.manual_seed(c.train.seed)
         network = build_network(config)
     low, detail = spaces(planes, shared.decoder, config)
-    model = Upsampler(network, shared, config, low, detail)
+    if not (low.weight.isfinite().all() and detail.weight.isfinite().all()):
+        raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
+    width, encoder, latents = c.unet.latent, "", None
+    if width:
+        latents, encoder = load_latents(data, names, width)  # (S, K, Z)
+    model = Upsampler(network, shared, config, low, detail, encoder)
     eyes = PerceptualDistance(c.perceptual or None) if c.perceptual_weight else None
     metadata = {
         "kind": KIND,
@@ -115,19 +132,29 @@ def train_upsampler(
         "subjects": f"{len(names)}: {names[0]} … {names[-1]}",
         "perceptual": eyes.name if eyes else "",
         "photographs": str(captures is not None),
+        "encoder": encoder,
     }
     extra = {"low_mean": low.mean, "low_weight": low.weight, "detail_weight": detail.weight}
 
     def losses(network, people: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return upsampler_losses(model, network, planes[people].float(), people, views, eyes, generator)
+        z = None
+        if width:
+            versions = torch.randint(latents.shape[1], people.shape, generator=generator, device=people.device)
+            z = latents[people, versions]
+        return upsampler_losses(model, network, planes[people].float(), people, views, eyes, generator, z)
 
     def batches(number: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(planes), (number,), generator=generator, device=planes.device)
 
-    unseen = load_planes(validation, t.resolution)[0] if validation else None
-    trainer = Trainer(network, losses, batches, c.train, out, metadata, extra, _previews(model, out, unseen))
+    preview = None
+    if validation:
+        unseen, unseen_names = load_planes(validation, t.resolution)
+        unseen_latents = load_latents(validation, unseen_names, width)[0][:, 0] if width else None
+        preview = _previews(model, out, unseen, unseen_latents)
+    trainer = Trainer(network, losses, batches, c.train, out, metadata, extra, preview)
     model.to(trainer.device)
     planes, views = planes.to(trainer.device), views.to(trainer.device)
+    latents = latents.to(trainer.device) if width else None
     eyes = eyes and eyes.to(trainer.device)
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
@@ -144,6 +171,7 @@ def upsampler_losses(
     views: Views,
     eyes: PerceptualDistance | None,
     generator: torch.Generator,
+    latents: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """E17 + E19 for a batch of planes `truth` (B, 3, C, R, R) of `people` (B,), their conditions spoiled (E18).
 
@@ -151,6 +179,7 @@ def upsampler_losses(
         network: that of the model, or what stands for it in training.
         views: where E19 looks.
         eyes: what it looks with; None: the plane loss alone.
+        latents: z (B, Z), for a network with `unet.latent`; some are withheld (E14).
 
     Returns:
         `loss` (scalar, to minimise), `simple` (B,), and `perceptual` of those who were rendered.
@@ -158,10 +187,13 @@ def upsampler_losses(
     config, c = model.config, model.config.upsampler
     spoiled, noise = augment(low_of(model, truth), c.augment, generator)
     given, enlarged = model.enlarged(spoiled)
-    made = []
+    made, condition = [], ()
+    if latents is not None:
+        keep = torch.rand(len(latents), generator=generator, device=latents.device) >= c.unet.drop_latent
+        condition = latents, keep
 
     def seen(x: Tensor, log_snr: Tensor) -> Tensor:
-        output = conditioned(network, given, told(noise))(x, log_snr)
+        output = conditioned(network, given, told(noise), *condition)(x, log_snr)
         made.append(model.diffusion.interpret(output.float(), x, log_snr).x0)
         return output
 
@@ -191,26 +223,37 @@ def spaces(planes: Tensor, decoder: TriplaneDecoder, config: Config) -> tuple[Pl
     return PlaneSpace.of(small, metric), detail_space(PlaneSpace.of(added, metric).weight)
 
 
-def photographs(captures: str | Path, names: list[str], config: Config) -> Views:
-    """The training views of these people, in their order; raises `DataError` where one is missing."""
-    folders = {folder.resolve().name: folder for folder in find_captures(captures)}
-    if missing := [name for name in names if name not in folders]:
-        raise DataError(f"{captures} has no capture of {missing[0]} ({len(missing)} are missing): give those fitted")
-    loaded = [load_capture(folders[name]) for name in names]
-    train = loaded[0].held_out()[0]
-    pictures = torch.from_numpy(np.stack([capture.images[train] for capture in loaded]))
-    return Views([capture.cameras[train] for capture in loaded], config.upsampler, pictures)
+def check_settings(config: UpsamplerConfig) -> None:
+    """Raise `ConfigError` for what no other part looks at before it is too late."""
+    augment = config.augment
+    above = {"perceptual_weight": config.perceptual_weight, "elsewhere": config.elsewhere}
+    above |= {"augment.blur": augment.blur, "augment.noise": augment.noise}
+    wrong = [(name, value, "0 or more") for name, value in above.items() if not 0 <= value < math.inf]
+    if not 0 < augment.smallest <= 1:
+        wrong.append(("augment.smallest", augment.smallest, "more than 0, at most 1"))
+    if len(config.face) != 3 or not all(map(math.isfinite, config.face)):
+        wrong.append(("face", config.face, "three numbers"))
+    if not 0 < config.face_radius < math.inf:
+        wrong.append(("face_radius", config.face_radius, "more than 0"))
+    if config.perceptual_weight and config.rendered < 1:
+        wrong.append(("rendered", config.rendered, "at least 1, or perceptual_weight 0"))
+    if config.view < 1:
+        wrong.append(("view", config.view, "at least 1"))
+    for name, value, wanted in wrong[:1]:
+        raise ConfigError(f"upsampler.{name} is {value}: give {wanted}")
 
 
-def _previews(model: Upsampler, out: Path, unseen: Tensor | None) -> Callable[[int], dict[str, float]] | None:
+def _previews(model: Upsampler, out: Path, unseen: Tensor, latents: Tensor | None) -> Callable[[int], dict[str, float]]:
     """What is looked at along the way: people enlarged, upsampled and true, and how far upsampled planes are off."""
-    if unseen is None:
-        return None
 
     def preview(step: int) -> dict[str, float]:
         truth = unseen[: 4 * PREVIEWS].float().to(model.device)
         small = resize_planes(truth, model.config.triplane.base_resolution)
-        made = torch.cat([model.upsample(part, seed=i) for i, part in enumerate(small.split(PREVIEWS))])
+        made = []
+        for i in range(0, len(small), PREVIEWS):
+            z = None if latents is None else latents[i : i + PREVIEWS]
+            made.append(model.upsample(small[i : i + PREVIEWS], seed=i, latents=z))
+        made = torch.cat(made)
         large = resize_planes(small, truth.shape[-1])
         rows = [group[:PREVIEWS] for group in (large, made, truth)]
         look = [Avatar(p, model.shared.decoder, model.config).render(20, 5, size=192) for row in rows for p in row]

@@ -14,7 +14,7 @@ from conftest import tiny_config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from minirodin import cli, evaluation
+from minirodin import base, cli, evaluation
 from minirodin.avatar import Avatar
 from minirodin.base import BaseModel, sample_people
 from minirodin.base_training import LEVELS, denoising_errors, eps_loss, load_planes, train_base
@@ -98,6 +98,21 @@ def test_ancestral_sampling_repeats_with_its_seed(model):
     noise = model.noise(1, seed=0)
     a, b, c = (model.sample(noise, 4, "ancestral", seed) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.allclose(a, c)
+
+
+def test_what_ancestral_sampling_adds_is_not_what_it_began_with(model, monkeypatch):
+    """Nor what others of the batch began with."""
+    monkeypatch.setitem(base.SAMPLERS, "ancestral", lambda denoise, x, grid, generator, *_: draw(generator))
+
+    def draw(generator):
+        added.append(torch.randn(3 * math.prod(model.shape), generator=generator))
+        return torch.zeros(3, *model.shape)
+
+    for seed in (0, 7, -2, 2**64 - 3):
+        added = []
+        noise = model.noise(3, seed)
+        model.sample(noise, 2, "ancestral", seed)
+        assert torch.isin(noise, added[0]).float().mean() < 0.01, seed
 
 
 def test_the_space_is_that_of_the_training_planes(fitted, model):

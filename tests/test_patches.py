@@ -1,15 +1,18 @@
 """Where E19 looks, and what it compares there: crops of pictures, how often which, photographs."""
 
+import json
 from dataclasses import replace
 from math import exp
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import chisquare
-from toys import FieldDecoder, position_planes, soft_ball
+from toys import FieldDecoder, ball_capture, position_planes, soft_ball
 
 from minirodin.avatar import to_rgb
-from minirodin.cameras import capture_cameras, load_capture, orbit_cameras
+from minirodin.cameras import capture_cameras, load_capture, orbit_cameras, save_capture
 from minirodin.config import Config, RenderConfig, UpsamplerConfig
 from minirodin.errors import ConfigError, DataError
 from minirodin.patches import Patches, Views, draw_patches, importance
@@ -135,6 +138,73 @@ def test_photographs_are_the_training_views_of_these_people(captures):
         assert torch.equal(views.pictures[place], torch.from_numpy(capture.images[train]))
         for found, wanted in zip((views.matrix, views.intrinsics), seen_by(capture.cameras[train]), strict=True):
             assert torch.equal(found[place], wanted)
+
+
+def test_a_face_that_nobody_sees_leaves_all_places_alike():
+    """Even where patches fall nowhere but on the face."""
+    cameras = off_centre([0, 180], 0, 64)
+    weight = importance(*seen_by(cameras), 64, replace(CONFIG, face=(30.0, 0.0, 0.0), face_radius=0.01, elsewhere=0.0))
+    torch.testing.assert_close(weight, torch.full_like(weight, 1 / 53**2))
+
+
+def test_larger_photographs_are_reduced_to_the_views_that_are_compared(tmp_path):
+    """Three of its pixels are one there, colours count by their alpha, and rays meet at their middle."""
+    capture = ball_capture("large", views=5, size=72)
+    save_capture(capture, tmp_path / "large")
+    views = photographs(tmp_path, ["large"], Config(upsampler=CONFIG))
+    train = capture.held_out()[0]
+    rgba = capture.images[train].astype(float).reshape(4, 24, 3, 24, 3, 4)
+    alpha = rgba[..., 3:].mean((2, 4))
+    colour = (rgba[..., :3] * rgba[..., 3:]).mean((2, 4)) / np.maximum(alpha, 1)
+    found = views.pictures[0].numpy().astype(float)
+    assert views.size == 24 and np.abs(found[..., 3:] - alpha).max() <= 1
+    assert (np.abs(found[..., :3] - colour)[alpha[..., 0] > 64] <= 4).all()
+    small, large = Patches(*seen_of(views), torch.zeros(4, 2, dtype=torch.long), 24).rays(), capture.cameras
+    for view in range(4):
+        middle = large.rays(train[view])[1].view(72, 72, 3)[1::3, 1::3].reshape(-1, 3)
+        torch.testing.assert_close(small[1][view], middle)
+
+
+def seen_of(views):
+    return views.matrix[0], views.intrinsics[0]
+
+
+def test_photographs_without_alpha_are_compared_over_their_own_background(eyes, tmp_path):
+    """One person before green, one cut out: the true planes are at no distance, as they are before white."""
+    green, planes = (0.1, 0.7, 0.2), torch.cat([moved(0.1), moved(-0.2)])
+    for i, (p, name) in enumerate(zip(planes, ("before", "cut"), strict=True)):
+        cameras = capture_cameras(5, 24, seed=i)
+        rgba = render_views(p, BALL, cameras, None, 48, 48, RENDER.grid)
+        capture = replace(ball_capture(name, views=5, size=24), cameras=cameras)
+        if name == "before":
+            rgb = torch.lerp(torch.tensor(green), rgba[..., :3], rgba[..., 3:])
+            rgba = torch.cat([rgb, torch.ones_like(rgb[..., :1])], dim=-1)
+            capture = replace(capture, has_alpha=False, background=green)
+        save_capture(replace(capture, images=(rgba * 255).round().byte().numpy()), tmp_path / name)
+    views = photographs(tmp_path, ["before", "cut"], Config(upsampler=CONFIG))
+    behind = torch.tensor([(1, 1, 1), green, (1, 1, 1)])
+    torch.testing.assert_close(views.behind(torch.tensor([1, 0, 1])), behind)
+    of = torch.tensor([0, 1, 0])
+    near, far = (loss_of(planes[of], planes[of], BALL, eyes, views, who).tolist() for who in (of, 1 - of))
+    assert max(near) < 1e-3 * min(far) and min(far) > 0.1
+
+
+def test_photographs_that_do_not_fit_are_one_line(captures, tmp_path):
+    for name, views, size in (("one", 5, 24), ("few", 3, 24), ("wide", 5, 24), ("small", 5, 20)):
+        save_capture(ball_capture(name, views, size), tmp_path / name)
+    for path in (tmp_path / "wide").glob("*.png"):
+        Image.open(path).crop((0, 0, 30, 24)).save(path)
+    meta = json.loads((tmp_path / "wide" / "transforms.json").read_text())
+    (tmp_path / "wide" / "transforms.json").write_text(json.dumps(meta | {"w": 30}))
+    cases = {
+        r"few has 3 views, not as many as .*one$": ["one", "few"],
+        r"wide has pictures of 30×24: give squares of at least upsampler.view, 24$": ["one", "wide"],
+        r"small has pictures of 20×20: give squares of at least upsampler.view, 24$": ["small", "one"],
+    }
+    for said, names in cases.items():
+        with pytest.raises(DataError, match=said) as error:
+            photographs(tmp_path, names, Config(upsampler=CONFIG))
+        assert "\n" not in str(error.value)
 
 
 def test_views_that_do_not_fit_are_one_line(captures):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 
@@ -13,20 +14,33 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from scipy.stats import kstest
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from minirodin import upsampler_training
-from minirodin.avatar import Avatar
+from minirodin import cli, upsampler, upsampler_training
+from minirodin.augmentation import read_augmentation, tune_augmentation
+from minirodin.avatar import Avatar, Origin
 from minirodin.base_training import load_planes
 from minirodin.config import AugmentConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import alpha_sigma
 from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.latents import Latents
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
+from minirodin.plane_space import PlaneSpace
 from minirodin.shards import FittedPlanes, SharedDecoder
 from minirodin.triplane import resize_planes
 from minirodin.unet import ResBlock, UNet
-from minirodin.upsampler import CLEAREST, Upsampler, augment, build_network, gaussian_blur, told, upsample_people
+from minirodin.upsampler import (
+    CLEAREST,
+    Upsampler,
+    augment,
+    build_network,
+    detail_space,
+    gaussian_blur,
+    told,
+    upsample_people,
+)
 from minirodin.upsampler_training import low_of, spaces, train_upsampler, upsampler_losses
 
 TINY = UpsamplerConfig(
@@ -134,6 +148,48 @@ def test_a_persons_planes_depend_on_their_own_seed_alone(random, truth):
         assert (many - random.upsample(small, 3, seed=6, noise=noise)).abs().amax((1, 2, 3, 4)).min() > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_nothing_that_is_left_on_the_cpu_meets_the_gpu(monkeypatch):
+    """Tensors that claim to lie on one, hold nothing, and refuse to meet others."""
+
+    def network(x, levels, z, keep):
+        return x.chunk(2, 2)[0] + (levels.sum(1) + z.sum(1) * keep).view(-1, 1, 1, 1, 1)
+
+    mode, real = FakeTensorMode(), torch.Generator
+    c = config(unet=replace(TINY.unet, latent=5))
+    with mode:
+        low = PlaneSpace(torch.zeros(3, 4, 8, 8, device="cuda"), torch.eye(4, device="cuda"))
+        model = Upsampler(network, None, c, low, detail_space(low.weight))
+        monkeypatch.setattr(torch, "Generator", lambda *_: real())  # there is none of a GPU here,
+        monkeypatch.setattr(FakeTensor, "__bool__", lambda _: True)  # no value to look at,
+        monkeypatch.setattr(upsampler, "resize_planes", lambda planes, _: planes.repeat(1, 1, 1, 2, 2))  # no kernel
+        model.diffusion.denoiser = lambda network: network  # and no index
+        walk = {"ddim": lambda denoise, x, grid, generator, callback, clip: clip(denoise(x, grid))}
+        monkeypatch.setattr(upsampler, "SAMPLERS", walk)
+        for z in (None, torch.zeros(2, 5)):
+            made = model.upsample(torch.zeros(2, 3, 4, 8, 8), 1, noise=0.1, latents=z)
+            assert made.device.type == "cuda" and made.shape == (2, 3, 4, 16, 16)
+
+
+def test_what_ancestral_sampling_adds_is_not_what_it_began_with(random, truth, monkeypatch):
+    """Whoever it is that has the noise, at the same place of the batch or at another."""
+    seen = []
+
+    def spy(denoise, x, grid, generator, callback, clip):
+        seen.append((x, torch.randn(2 * x.numel(), generator=generator)))
+        return x
+
+    monkeypatch.setitem(upsampler.SAMPLERS, "ancestral", spy)
+    small = resize_planes(truth, 8)
+    for seed in (0, 5, -3, 2**64 - 2):
+        random.upsample(small, 1, seed, "ancestral", noise=0.1)
+        (start, added), _ = seen.pop(), seen.clear()
+        given = torch.stack([randn(3, 4, 8, 8, seed=seed + i).flatten() for i in range(2)])
+        for noise in (*start.flatten(1), *given):
+            places = torch.isin(noise, added)
+            assert places.float().mean() < 0.01, seed
+
+
 def test_noise_on_the_condition_is_of_that_deviation_and_told_as_its_log_snr(fitted, truth):
     deviations = torch.tensor([0.01, 0.1, 0.3, 1.0, 3.0])
     torch.testing.assert_close(told(deviations).exp(), 1 / deviations.square())  # of unit variance
@@ -219,7 +275,7 @@ def test_blur_is_scipys_and_everybodys_own():
     for i, d in enumerate(deviation.tolist()):
         wanted = gaussian_filter(planes[i].numpy(), (0, 0, d, d), mode="nearest", truncate=6)
         torch.testing.assert_close(blurred[i], torch.from_numpy(wanted), atol=0.02, rtol=0)
-        torch.testing.assert_close(gaussian_blur(planes[[i]], deviation[[i]])[0], blurred[i], atol=0.02, rtol=0)
+        torch.testing.assert_close(gaussian_blur(planes[[i]], deviation[[i]])[0], blurred[i], atol=1e-6, rtol=1e-5)
     flat = torch.full((4, 3, 2, 12, 12), 0.7)
     torch.testing.assert_close(gaussian_blur(flat, deviation), flat)
 
@@ -282,6 +338,20 @@ def test_training_leaves_model_log_curve_and_renders(trained, truth):
     assert torch.equal(Upsampler.load(folder, "cpu").upsample(small, 3, seed=1), model.upsample(small, 3, seed=1))
 
 
+def test_everybody_in_a_preview_has_noise_of_their_own(fitted, truth, tmp_path, monkeypatch):
+    """And the latent that is theirs."""
+    seeds, z, given = [], randn(6, 5), []
+
+    def spy(self, planes, seed, latents):
+        seeds.extend(range(seed, seed + len(planes)))
+        given.append(latents)
+        return resize_planes(planes, 16)
+
+    monkeypatch.setattr(Upsampler, "upsample", spy)
+    upsampler_training._previews(untrained(fitted), tmp_path, truth.repeat(3, 1, 1, 1, 1), z)(1)
+    assert len(set(seeds)) == len(seeds) == 6 and torch.equal(torch.cat(given), z)
+
+
 def test_detail_is_learned(fitted, tmp_path):
     """Two people by heart: what was enlarged comes nearer to the truth than what is given."""
     long = {"steps": 150, "lr": 1e-2, "log_every": 150, "preview_every": 150, "checkpoint_every": 150}
@@ -329,6 +399,53 @@ def test_people_and_avatars_gain_texels_and_keep_their_names(random, fitted, tmp
     assert small.planes.shape == (3, 4, 8, 8) and made.render(size=16).shape == (16, 16, 4)
 
 
+def test_a_folder_that_was_half_done_is_finished(random, fitted, tmp_path, monkeypatch):
+    """And one that is done is left alone; nothing is done twice."""
+    call = {"steps": 2, "seed": 3, "reduce": True, "batch": 1, "show_progress": False}
+    whole = upsample_people(random, fitted, tmp_path / "whole", **call)
+    calls, real = [], Upsampler.upsample
+
+    def killed(self, *args, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(Upsampler, "upsample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        upsample_people(random, fitted, tmp_path / "half", **call)
+    assert len(FittedPlanes(tmp_path / "half")) == 1
+    made = upsample_people(random, fitted, tmp_path / "half", **call)
+    assert len(calls) == 3 and made.names == whole.names == upsample_people(random, fitted, made.folder, **call).names
+    assert len(calls) == 3 and all(torch.equal(made.planes(name), whole.planes(name)) for name in whole.names)
+    assert json.loads((made.folder / "upsampled.json").read_text())["seed"] == 3
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_people_that_are_there_already_are_never_written_over(random, fitted, truth, tmp_path):
+    """Neither those that detail is to be added to, nor others, nor those of another run."""
+    ours = shutil.copytree(fitted, tmp_path / "ours")
+    theirs = folder_of(tmp_path / "theirs", truth[0], stranger(fitted))
+    decoder = tmp_path / "decoder" / "decoder.safetensors"
+    stranger(fitted).save(decoder)
+    call = {"steps": 1, "reduce": True, "show_progress": False}
+    done = upsample_people(random, fitted, tmp_path / "done", **call).folder
+    for out in (ours, theirs, decoder.parent):
+        before = contents(out)
+        refused("left by other people, model or settings", upsample_people, random, ours, out, **call)
+        assert contents(out) == before
+    before, other = contents(done), deepcopy(random)
+    other.network.enter.bias.data += 1
+    for model, changes in ((random, {"steps": 2}), (random, {"seed": 1}), (random, {"noise": 0.1}), (other, {})):
+        refused("left by other people", upsample_people, model, fitted, done, **{**call, **changes})
+    folder_of(tmp_path / "others", truth[0] / 2, FittedPlanes(fitted).decoder)
+    refused("left by other people", upsample_people, random, tmp_path / "others", done, **call)
+    assert contents(done) == before
+
+
 def refused(said, call, *args, kind=CheckpointError, **more):
     with pytest.raises(kind, match=said) as error:
         call(*args, **more)
@@ -353,6 +470,9 @@ def test_planes_and_settings_that_do_not_fit_are_one_line(random, truth, fitted,
     small, other = resize_planes(truth, 8), stranger(fitted)
     for bad in (truth, small[0], small[:, :2], small[:, :, :3], small[..., :7]):
         refused(r"wants \(B, 3, 4, 8, 8\)", random.upsample, bad)
+    for bad in (small[:0], small * torch.nan, torch.where(small == small.max(), torch.inf, small)):
+        refused("nobody to add detail to, or planes hold NaN", random.upsample, bad)
+    refused(r"latents have shape \(2, 6\), the upsampler wants none", random.upsample, small, latents=randn(2, 6))
     for noise in (float("nan"), -0.1, 11.0, float("inf")):
         refused("noise is", random.upsample, small, noise=noise, kind=ConfigError)
     refused("unknown sampler 'euler'", random.upsample, small, sampler="euler", kind=ConfigError)
@@ -360,8 +480,35 @@ def test_planes_and_settings_that_do_not_fit_are_one_line(random, truth, fitted,
         refused(f"{steps} sampling steps", random.upsample, small, steps=steps, kind=ConfigError)
     refused("another decoder", random.avatar, Avatar(small[0], other.decoder, other.config))
     refused("wants", random.avatar, Avatar(truth[0], random.shared.decoder, other.config))
-    refused("wants", upsample_people, random, fitted, tmp_path / "out", show_progress=False)
+    refused("wants", upsample_people, random, fitted, tmp_path / "b", show_progress=False)
+    upsample_people(random, fitted, tmp_path / "b", 1, reduce=True, show_progress=False)  # that is not in the way
     refused("another decoder", upsample_people, random, folder_of(tmp_path / "a", small[0], other), tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    for nobody in (tmp_path / "empty", tmp_path / "nowhere"):
+        refused(f"{nobody} holds no planes", upsample_people, random, nobody, tmp_path / "out", kind=DataError)
+        for folders in ((nobody, fitted), (fitted, nobody)):
+            said = f"0 (people )?in {nobody}.* at least 4"
+            refused(said, tune_augmentation, *folders, tmp_path / "out", show_progress=False, kind=DataError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_says_it_in_one_line(trained, fitted, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    avatar = Avatar.load(fitted / "one").save(tmp_path / "one.safetensors")
+    before = avatar.read_bytes()
+    cases = {
+        f"{tmp_path / 'empty'} holds no planes": (tmp_path / "empty", tmp_path / "out"),
+        "nowhere does not exist": (tmp_path / "nowhere", tmp_path / "out"),
+        "one.safetensors is what detail is to be added to": (avatar, avatar),
+        "fitted0 is what detail is to be added to": (fitted, fitted / ".." / fitted.name),
+        "left by other people": (fitted, folder_of(tmp_path / "theirs", torch.zeros(3, 4, 16, 16), stranger(fitted))),
+    }
+    for said, (people, out) in cases.items():
+        argv = ["upsample", people, "--model", trained[0], "--out", out, "--reduce", "--steps", "1"]
+        assert cli.main([str(word) for word in argv]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and said in error, error
+    assert avatar.read_bytes() == before and not (tmp_path / "out").exists()
 
 
 def test_data_that_do_not_fit_are_one_line(fitted, captures, truth, tmp_path):
@@ -374,12 +521,53 @@ def test_data_that_do_not_fit_are_one_line(fitted, captures, truth, tmp_path):
     trains("planes of 8², which nothing", folder_of(tmp_path / "b", resize_planes(truth, 8)[0], shared))
     trains("4 channels, preset 'tiny' 5", given=replace(wide, triplane=replace(wide.triplane, channels=5)))
     trains("patches of 25 pixels", given=config(patch=25), kind=ConfigError)
-    trains("patches of 25 pixels", given=config(patch=25, view=64), kind=ConfigError, captures=captures)
+    trains("pictures of 24×24", given=config(patch=25, view=64), kind=DataError, captures=captures)
+    one = folder_of(tmp_path / "c", truth[0], FittedPlanes(fitted).decoder)
+    trains(r"do not differ \(1 there\): fit at least 2", one, kind=DataError)
     trains("no capture of one", kind=DataError, captures=captures / "two")
     trains("unknown perceptual network 'eyes'", given=config(perceptual="eyes"))
     trains("cannot be halved 4 times", given=config(unet=replace(TINY.unet, channels=(8,) * 5)), kind=ConfigError)
     trains("unknown prediction", given=config(diffusion=DiffusionConfig(prediction="y")), kind=ConfigError)
     trains(r"decoder\.safetensors does not exist", tmp_path / "nowhere")
+
+
+SETTINGS = {
+    "elsewhere is -0.1": {"elsewhere": -0.1},
+    "elsewhere is nan": {"elsewhere": np.nan},
+    "perceptual_weight is -1": {"perceptual_weight": -1},
+    "rendered is 0: give at least 1, or perceptual_weight 0": {"rendered": 0},
+    r"face is \(0.0, 1.0\): give three numbers": {"face": (0.0, 1.0)},
+    r"face is \(0.0, 1.0, nan\)": {"face": (0.0, 1.0, np.nan)},
+    "face_radius is 0": {"face_radius": 0.0},
+    "view is 0": {"view": 0},
+    "diffusion.steps is 0": {"diffusion": replace(TINY.diffusion, steps=0)},
+    "0 steps of batch": {"train": replace(TINY.train, steps=0)},
+    **{f"augment.noise is {v}": {"augment": AugmentConfig(noise=v)} for v in (-0.1, np.nan, np.inf)},
+    **{f"augment.blur is {v}": {"augment": AugmentConfig(blur=v)} for v in (-1, np.nan, np.inf)},
+    **{f"augment.smallest is {v}": {"augment": AugmentConfig(smallest=v)} for v in (0, -0.5, 1.01, np.nan)},
+}
+
+
+@pytest.mark.parametrize("said", SETTINGS)
+def test_settings_that_mean_nothing_are_one_line(said, fitted, tmp_path):
+    given = replace(tiny_config(), upsampler=replace(TINY, **SETTINGS[said]))
+    refused(said, train_upsampler, fitted, given, tmp_path / "out", show_progress=False, kind=ConfigError)
+
+
+def test_a_file_of_magnitudes_is_read_or_refused_in_one_line(tmp_path):
+    path = tmp_path / "augmentation.json"
+    path.write_text(json.dumps({"augment": {"smallest": 0.7, "blur": 1, "noise": 0.2}, "people": 4}))
+    assert read_augmentation(path) == AugmentConfig(0.7, 1.0, 0.2)
+    for bad in ("", "[1]", "{}", '{"augment": [1]}', '{"augment": {"noise": "much"}}', '{"augment": {"fog": 1.0}}'):
+        path.write_text(bad)
+        refused("is not what `minirodin tune` writes", read_augmentation, path)
+    refused("is not what", read_augmentation, tmp_path / "nowhere.json")
+
+
+def other_network(tensors, metadata):
+    values = json.loads(metadata["config"])
+    values["upsampler"]["unet"]["variant"] = "stacked"
+    metadata["config"] = json.dumps(values)
 
 
 def other_channels(tensors, metadata):
@@ -393,6 +581,10 @@ CHANGES = {
     r"statistics \(low_weight\)": lambda tensors, metadata: tensors.pop("low_weight"),
     r"statistics \(detail_weight\)": lambda tensors, metadata: tensors.update(detail_weight=torch.ones(3, 3)),
     r"statistics \(low_mean\): train": other_channels,
+    r"unusable statistics \(low_mean": lambda tensors, metadata: tensors["low_mean"][0, 0].fill_(torch.nan),
+    r"unusable statistics \(low_weight": lambda tensors, metadata: tensors["low_weight"][1].fill_(0),
+    r"unusable statistics \(detail_weight": lambda tensors, metadata: tensors["detail_weight"].fill_(1),
+    "configuration .unknown variant 'stacked'": other_network,
     "enter.bias has shape None": lambda tensors, metadata: tensors.pop("network.enter.bias"),
     "NaN or infinite": lambda tensors, metadata: tensors["network.enter.bias"].fill_(torch.nan),
     "not trained on planes of the decoder": lambda tensors, metadata: metadata.update(decoder="0"),
@@ -416,3 +608,74 @@ def test_model_files_that_do_not_fit_are_one_line(trained, fitted, tmp_path):
         refused(said, Upsampler.load, tmp_path)
     model.write_bytes(whole[:-100])
     refused("cut short", Upsampler.load, tmp_path)
+
+
+# -- with latents -------------------------------------------------------------------------------------------------
+
+Z = 6
+KNOWING = replace(TINY.unet, latent=Z)
+
+
+@pytest.fixture(scope="module")
+def known(fitted, tmp_path_factory):
+    """Fitted planes with latents beside them, three versions of each."""
+    folder = shutil.copytree(fitted, tmp_path_factory.mktemp("known") / "fitted")
+    Latents(FittedPlanes(folder).names, randn(2, 3, Z), "E").save(folder / "latents.safetensors")
+    return folder
+
+
+def test_the_latent_of_each_person_goes_with_its_planes_and_is_withheld_at_times(known, tmp_path, monkeypatch):
+    planes, latents = load_planes(known, 16)[0].float(), Latents.load(known / "latents.safetensors").latents.float()
+    of, seen, kept = {tuple(z.tolist()): planes[i] for i in range(2) for z in latents[i]}, set(), []
+    long = {"steps": 30, "batch": 8, "log_every": 30, "preview_every": 30, "checkpoint_every": 30}
+
+    def spying(model, network, truth, *more):
+        def spied(x, levels, z, keep):
+            for row, person in zip(z.tolist(), truth, strict=True):
+                assert torch.equal(person, of[tuple(row)])
+                seen.add(tuple(row))
+            kept.extend(keep.tolist())
+            return network(x, levels, z, keep)
+
+        return upsampler_losses(model, spied, truth, *more)
+
+    monkeypatch.setattr(upsampler_training, "upsampler_losses", spying)
+    given = config(long, unet=KNOWING, perceptual_weight=0.0)
+    train_upsampler(known, given, tmp_path, validation=known, show_progress=False)
+    share = 1 - sum(kept) / len(kept)
+    assert seen == set(of) and abs(share - 0.2) < 4 * (0.2 * 0.8 / len(kept)) ** 0.5, share
+
+
+@pytest.fixture(scope="module")
+def knowing(known, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("knowing")
+    model = train_upsampler(known, config(unet=KNOWING), folder, validation=known, show_progress=False)
+    loaded = Upsampler.load(folder, "cpu")
+    small, z = resize_planes(load_planes(known, 16)[0].float(), 8), randn(2, Z)
+    same, made = (m.upsample(small, 2, latents=z) for m in (loaded, model))
+    assert loaded.encoder == "E" and torch.equal(same, made)
+    randomised(loaded.network)
+    return loaded
+
+
+def test_detail_is_that_of_the_latent(knowing, known, truth, tmp_path):
+    small, z = resize_planes(truth, 8), randn(2, Z)
+    of, nobody = knowing.upsample(small, 3, latents=z), knowing.upsample(small, 3)
+    others = [knowing.upsample(small, 3, latents=other) for other in (z.flip(0), torch.zeros(2, Z))]
+    for a, b in ((of, nobody), (of, others[0]), (nobody, others[1])):  # nobody's latent is none, not zero
+        assert (a - b).abs().amax((1, 2, 3, 4)).min() > 1e-3
+    torch.testing.assert_close(of[1:], knowing.upsample(small[1:], 3, seed=1, latents=z[1:]), atol=1e-4, rtol=0)
+    avatar = Avatar(small[0], knowing.shared.decoder, knowing.shared.config, Origin(z[0], 0, "E"))
+    torch.testing.assert_close(knowing.avatar(avatar, 3).planes, of[0], atol=1e-4, rtol=0)
+    avatar.origin = Origin(z[0], 0, "F")  # of another encoder it means nothing
+    torch.testing.assert_close(knowing.avatar(avatar, 3).planes, nobody[0], atol=1e-4, rtol=0)
+    call = {"steps": 3, "reduce": True, "show_progress": False}
+    made = upsample_people(knowing, known, tmp_path / "out", **call, batch=1, latents=z)
+    torch.testing.assert_close(torch.stack([made.planes(name) for name in made.names]), of, atol=1e-3, rtol=1e-3)
+    refused("left by other people", upsample_people, knowing, known, tmp_path / "out", **call, latents=-z)
+    refused(r"wants \(2, 6\)", knowing.upsample, small, latents=z[:1])
+
+
+def test_latents_that_are_not_there_are_one_line(fitted, tmp_path):
+    files = fitted, config(unet=KNOWING), tmp_path
+    refused("latents.safetensors is missing", train_upsampler, *files, show_progress=False, kind=DataError)
