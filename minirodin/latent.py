@@ -69,13 +69,27 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
         )
     vision = {"layers": c.layers, "width": c.width, "head_width": c.head_width, "patch_size": c.patch}
     if c.tower:
-        vision = {"timm_model_name": c.tower, "timm_pool": "avg", "timm_proj": "linear"}
+        vision = {"timm_model_name": c.tower, "timm_pool": "avgmax", "timm_proj": "linear"}  # max: small things
     text = {"context_length": c.context, "vocab_size": vocabulary_size, "width": c.text_width, "layers": c.text_layers}
     text["heads"] = c.text_width // c.head_width
     try:
-        return Towers(import_open_clip().CLIP(c.dimensions, {**vision, "image_size": c.size}, text), c.size)
+        clip = import_open_clip().CLIP(c.dimensions, {**vision, "image_size": c.size}, text)
     except RuntimeError as error:  # timm does not know it
         raise ConfigError(f"encoder.tower {c.tower!r}: {' '.join(str(error).split())[:120]}") from None
+    _without_batch_norms(clip.visual)
+    if any(buffer.is_floating_point() for buffer in clip.visual.buffers()):
+        raise ConfigError(f"encoder.tower {c.tower!r} keeps statistics of batches: choose another, or a plain ResNet")
+    return Towers(clip, c.size)
+
+
+def _without_batch_norms(network: nn.Module) -> None:
+    """Group norms instead: no picture's embedding shall depend on others, and averaged weights have no statistics."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                norm = nn.GroupNorm(8, child.num_features)
+                norm.weight, norm.bias = child.weight, child.bias
+                setattr(parent, name, norm)
 
 
 class ImageTextEncoder:

@@ -159,7 +159,7 @@ class Upsampler:
 
         Args:
             planes: (B, 3, C, r, r) on the decoder's scale, fitted ones or the base model's.
-            steps: calls of the network.
+            steps: calls of the network; none of them leaves the planes enlarged, without detail.
             seed: of the noise; person i of a batch has that of seed + i, but what `ancestral` adds is the batch's.
             sampler: ancestral | ddim | dpm++.
             noise: standard deviation of noise to spoil the condition with, as in training (E18); the network is told.
@@ -171,7 +171,7 @@ class Upsampler:
 
         Raises:
             CheckpointError: no planes, NaN in them, or planes or latents of another shape. ConfigError: an unknown
-                sampler, fewer than one step, or no usable noise.
+                sampler, a negative number of steps, or no usable noise.
         """
         t, limit = self.config.triplane, self.config.fit.value_range
         wanted = (3, t.channels, t.base_resolution, t.base_resolution)
@@ -194,6 +194,8 @@ class Upsampler:
         start = torch.stack([torch.randn(shape, generator=g) for g in streams]).to(self.device)
         given, enlarged = self.enlarged(low)
         level = told(torch.full((len(planes),), noise, device=self.device))
+        if not steps:
+            return enlarged
         condition = ()
         if width:
             z = torch.zeros(len(planes), width) if latents is None else latents.float()

@@ -101,14 +101,17 @@ def test_images_and_texts_have_unit_norm_in_one_space(encoder):
     assert encoder.images(random(0, 3, 32, 32)).shape == (0, 512)
 
 
-def test_a_convolutional_tower(tmp_path):
-    settings = replace(config(), encoder=replace(config().encoder, tower="test_convnext"))
+@pytest.mark.parametrize("tower", ["test_convnext", "test_resnet"])
+def test_a_convolutional_tower(tower, tmp_path):
+    settings = replace(config(), encoder=replace(config().encoder, tower=tower))
     encoder = train_encoder(toy(range(6)), settings, tmp_path, show_progress=False)
     pictures = random(3, 3, 32, 32)
-    assert torch.equal(ImageTextEncoder.load(tmp_path, "cpu").images(pictures), encoder.images(pictures))
+    assert torch.allclose(ImageTextEncoder.load(tmp_path, "cpu").images(pictures), encoder.images(pictures), atol=1e-6)
     assert torch.allclose(encoder.images(pictures), torch.cat([encoder.images(p[None]) for p in pictures]), atol=1e-6)
     with pytest.raises(ConfigError, match="nonsense"):
         build_towers(replace(settings.encoder, tower="nonsense"), 50)
+    with pytest.raises(ConfigError, match="statistics of batches"):
+        build_towers(replace(settings.encoder, tower="efficientnet_lite0"), 50)
 
 
 def test_frozen_and_unchanged_by_use(encoder):

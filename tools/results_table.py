@@ -23,6 +23,9 @@ def of_samples(measure: str) -> tuple[str, ...]:
 
 
 SAMPLERS = ("ancestral-250", "ancestral-50", "ddim-50", "ddim-20", "dpm++-50", "dpm++-20", "dpm++-10")
+ASKED = ("hair_color", "hair_style", "glasses", "hat", "facial_hair")
+FOUND = ("image_to_text.recall@1", "image_to_text.true@1")
+NAMED = tuple(f"attributes.{name}.accuracy" for name in ASKED)
 BY_SAMPLER = tuple(f"samples.aware-{name}.frechet" for name in SAMPLERS)
 # What is shown, the file, where in it (once or more), how, and what was aimed at. A row appears when its file exists.
 ROWS = (
@@ -80,6 +83,16 @@ ROWS = (
     ("3D-aware, ancestral, 250 / 50 steps: Fréchet", "base_ablation.json", BY_SAMPLER[:2], "{:.1f} / {:.1f}", ""),
     ("DDIM, 50 / 20 steps", "base_ablation.json", BY_SAMPLER[2:4], "{:.1f} / {:.1f}", ""),
     ("DPM-Solver++, 50 / 20 / 10 steps", "base_ablation.json", BY_SAMPLER[4:], "{:.1f} / {:.1f} / {:.1f}", ""),
+    (
+        "encoder, zero-shot: colour, style of hair / glasses / hat / beard",
+        "encoder.json",
+        NAMED,
+        "{:.1%}, {:.1%} / {:.1%} / {:.1%} / {:.1%}",
+        "≥ 95 %",
+    ),
+    ("encoder, zero-shot, mean of 24 attributes", "encoder.json", "mean", "{:.1%}", "reported"),
+    ("a picture's caption among 512: its own, a true one", "encoder.json", FOUND, "{:.1%}, {:.1%}", "reported"),
+    ("attribute classifier, mean of 18 attributes", "classifier.json", "mean", "{:.1%}", "reported"),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
 
