@@ -1,5 +1,6 @@
 """The base diffusion model (E6–E14): planes at 64² of new people, of anybody or for a latent."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from minirodin.sampling import SAMPLERS, Callback
 from minirodin.shards import (
     FittedPlanes,
     SharedDecoder,
+    begin_folder,
     config_from,
     fingerprint,
     load_weights,
@@ -172,22 +174,26 @@ def sample_people(
 ) -> FittedPlanes:
     """Sample `count` people into a folder like that of a fit, so that every command that reads one reads it.
 
-    Leaves `planes-*.safetensors`, `decoder.safetensors` and `sheet.png`, each person from every azimuth of `views`.
-    With latents (count, Z) person i is sampled for latent i (E13), guided (E14).
+    Leaves `planes-*.safetensors`, `decoder.safetensors` and `sheet.png`, each person from every azimuth of `views`. The
+    same call, also with a larger `count` or another seed, adds those who are not there yet. With latents (count, Z)
+    person i is sampled for latent i (E13), guided (E14).
+
+    Raises:
+        CheckpointError: `out` holds people of another model or of other settings.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    people = FittedPlanes(out)
-    model.shared.save(out / "decoder.safetensors")
-    pictures = []
-    starts = range(0, count, batch)
-    for start in progress(starts, desc="sampling", unit="batch", enabled=show_progress):
+    settings = {"steps": steps, "sampler": sampler}
+    if latents is not None:
+        digest = hashlib.sha256(latents.float().cpu().numpy().tobytes()).hexdigest()
+        settings |= {"latents": digest, "guidance_scale": guidance_scale, "seed": seed}
+    people = begin_folder(out, {"model": fingerprint(model.network), **settings}, model.shared)
+    names = [f"sample-{seed + i:06d}" for i in range(count)]
+    done = next((i for i, name in enumerate(names) if name not in people), count)
+    for start in progress(range(done, count, batch), desc="sampling", unit="batch", enabled=show_progress):
         noise = model.noise(min(batch, count - start), seed + start)
         z = None if latents is None else latents[start : start + len(noise)]
         planes = model.sample(noise, steps, sampler, seed + start, latent=z, guidance_scale=guidance_scale)
-        people.write_shard({f"sample-{seed + start + i:06d}": p for i, p in enumerate(planes)}, model.shared)
-        for p in planes[: max(0, 16 - start)]:
-            avatar = model.avatar(p)
-            pictures += [to_rgb(avatar.render(azimuth, 5)).cpu() for azimuth in views]
-    contact_sheet(pictures, 4 * len(views), out / "sheet.png")
+        people.write_shard(dict(zip(names[start:], planes, strict=False)), model.shared)
+    first = [model.avatar(people.planes(name)) for name in names[:16]]
+    pictures = [to_rgb(avatar.render(azimuth, 5)).cpu() for avatar in first for azimuth in views]
+    contact_sheet(pictures, 4 * len(views), people.folder / "sheet.png")
     return people

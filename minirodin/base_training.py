@@ -50,7 +50,7 @@ def load_latents(folder: str | Path, names: list[str], width: int) -> tuple[Tens
     if missing := [name for name in names if name not in places]:
         raise DataError(f"{path} has no latent of {missing[0]} ({len(missing)} are missing): encode all people again")
     if latents.latents.shape[-1] != width:
-        raise DataError(f"{path} has latents of {latents.latents.shape[-1]} numbers, base.unet.latent is {width}")
+        raise DataError(f"{path} has latents of {latents.latents.shape[-1]} numbers, unet.latent is {width}")
     return latents.latents[[places[name] for name in names]].float(), latents.fingerprint
 
 

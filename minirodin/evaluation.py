@@ -64,6 +64,8 @@ def evaluate(
     per_subject, planes, views = {}, [], 0
     for folder in progress(folders, desc="evaluating", unit="subject", enabled=show_progress):
         capture = load_capture(folder)
+        if not capture.held_out()[1]:
+            raise DataError(f"{folder} has {len(capture.images)} views and holds none out: give captures of 5 or more")
         avatar = Avatar(fitted.planes(capture.name), shared.decoder, shared.config).to(device)
         planes.append(resize_planes(avatar.planes.cpu(), BASE))
         per_subject[capture.name] = {str(r): _held_out_metrics(avatar, capture, r, network) for r in resolutions}

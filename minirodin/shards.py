@@ -216,3 +216,23 @@ class FittedPlanes:
         atomic_save({name: p.half() for name, p in planes.items()}, path, metadata)
         self._shard_of |= dict.fromkeys(planes, path)
         return path
+
+
+def begin_folder(out: str | Path, run: dict, shared: SharedDecoder) -> FittedPlanes:
+    """A folder for the people that one run makes: those who are there already if it was begun before.
+
+    Args:
+        run: what tells it from other runs; kept in `made_by.json`.
+
+    Raises:
+        CheckpointError: people of another run are there, or another decoder; nothing is touched.
+    """
+    made, out = FittedPlanes(out), Path(out)
+    record, text = out / "made_by.json", json.dumps(run, indent=1)
+    if not record.is_file() or record.read_text(encoding="utf-8") != text:
+        if len(made) or (made.has_decoder and fingerprint(made.decoder.decoder) != fingerprint(shared.decoder)):
+            raise CheckpointError(f"{out} was left by other people, model or settings: choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_text(text, encoding="utf-8")
+    shared.save(out / "decoder.safetensors")
+    return made

@@ -96,6 +96,8 @@ class Trainer:
         if config.steps < 1 or config.batch < 1 or config.batch % (ranks * config.accumulate):
             parts = f"{ranks} processes × {config.accumulate} parts"
             raise ConfigError(f"{config.steps} steps of batch {config.batch} do not divide into {parts}")
+        if min(config.log_every, config.preview_every, config.checkpoint_every) < 1:
+            raise ConfigError("train.log_every, preview_every and checkpoint_every count steps: give 1 or more")
         self.part = config.batch // (ranks * config.accumulate)
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self.ema = EMA(self.network, config.ema)

@@ -6,7 +6,6 @@ nothing leaves the planes as they were, enlarged.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,15 @@ from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.plane_space import PlaneSpace
 from minirodin.progress import progress
 from minirodin.sampling import SAMPLERS, Callback
-from minirodin.shards import FittedPlanes, SharedDecoder, config_from, fingerprint, load_weights, read_tensors
+from minirodin.shards import (
+    FittedPlanes,
+    SharedDecoder,
+    begin_folder,
+    config_from,
+    fingerprint,
+    load_weights,
+    read_tensors,
+)
 from minirodin.triplane import resize_planes
 from minirodin.unet import UNet
 
@@ -246,14 +253,13 @@ def upsample_people(
     """Everybody in a folder of planes, with detail, in another such folder; the same call goes on where it stopped.
 
     Args:
-        out: what the folder is of is told in its `upsampled.json`.
         reduce: planes are larger, and first made as small as the upsampler wants them.
         latents: (S, Z) of everybody, in the order of the folder's names, as for `Upsampler.upsample`.
 
     Raises:
         DataError: nobody is there. CheckpointError: planes of another decoder, or of another size, or others in `out`.
     """
-    known, made, out = FittedPlanes(people), FittedPlanes(out), Path(out)
+    known = FittedPlanes(people)
     names = known.names
     if not names:
         raise DataError(f"{people} holds no planes: give a folder that `minirodin sample` or `minirodin fit` wrote")
@@ -264,13 +270,7 @@ def upsample_people(
         digest.update(path.read_bytes())
     settings = {"steps": steps, "seed": seed, "noise": noise, "reduce": reduce}
     run = {"model": fingerprint(model.network), "people": digest.hexdigest(), **settings}
-    record, text = out / "upsampled.json", json.dumps(run, indent=1).encode()
-    if not record.is_file() or record.read_bytes() != text:
-        if len(made) or (made.has_decoder and fingerprint(made.decoder.decoder) != fingerprint(model.shared.decoder)):
-            raise CheckpointError(f"{out} was left by other people, model or settings: choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        record.write_bytes(text)
-    model.shared.save(out / "decoder.safetensors")
+    made = begin_folder(out, run, model.shared)
     done = next((i for i, name in enumerate(names) if name not in made), len(names))
     for start in progress(range(done, len(names), batch), desc="upsampling", unit="batch", enabled=show_progress):
         some = names[start : start + batch]

@@ -167,6 +167,13 @@ def test_captures_of_another_subject_cannot_be_evaluated(copies, capsys):
     refused(capsys, ["evaluate", copies / "fitted", copies / "stranger"], "no subject in common")
 
 
+def test_captures_that_hold_nothing_out_cannot_be_evaluated(copies, capsys):
+    path = copies / "captures" / "one" / "transforms.json"
+    capture = json.loads(path.read_text())
+    path.write_text(json.dumps(capture | {"frames": capture["frames"][:4]}))
+    refused(capsys, ["evaluate", copies / "fitted", copies / "captures" / "one"], "4 views and holds none out")
+
+
 NEAREST = {"smal": "'small'", "fulll": "'full'", "smoky": "'smoke'", "xyz": "smoke, small, full"}
 
 

@@ -188,6 +188,24 @@ def test_sampled_people_are_a_fitted_folder_like_any_other(model, tmp_path):
     assert avatar.render(size=16).shape == (16, 16, 4) and (tmp_path / "sheet.png").stat().st_size > 500
 
 
+def test_sampling_adds_people_and_never_writes_over_others(model, fitted, tmp_path):
+    call = {"steps": 2, "batch": 2, "show_progress": False}
+    few = sample_people(model, 3, tmp_path, **call)
+    before = {name: few.planes(name) for name in few.names}
+    more = sample_people(model, 5, tmp_path, **call)
+    assert more.names == [f"sample-{i:06d}" for i in range(5)]
+    assert all(torch.equal(more.planes(name), planes) for name, planes in before.items())
+    again = sample_people(model, 2, tmp_path, seed=20, **call)  # fewer, from another seed
+    assert len(again) == len(FittedPlanes(tmp_path)) == 7
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for changes in ({"steps": 3}, {"sampler": "ddim"}):
+        with pytest.raises(CheckpointError, match="choose another folder"):
+            sample_people(model, 2, tmp_path, **{**call, **changes})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    with pytest.raises(CheckpointError, match="choose another folder"):
+        sample_people(model, 2, fitted, **call)  # where a fit is
+
+
 def test_comparison_knows_a_copy_from_new_people(fitted, tmp_path, monkeypatch):
     """Copies of training people are at distance 0 and remembered; noisier people are farther from the data."""
     monkeypatch.setattr(evaluation, "PICTURE", 32)

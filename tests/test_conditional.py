@@ -104,7 +104,7 @@ def test_planes_without_latents_are_refused(fitted, people, tmp_path):
     with pytest.raises(DataError, match=f"no latent of {names[0]}"):
         train_base(folder, config(), tmp_path / "b", show_progress=False)
     latents_of(names, width=4).save(folder / "latents.safetensors")
-    with pytest.raises(DataError, match=r"latents of 4 numbers, base.unet.latent is 6"):
+    with pytest.raises(DataError, match=r"latents of 4 numbers, unet.latent is 6"):
         train_base(folder, config(), tmp_path / "c", show_progress=False)
 
 

@@ -243,3 +243,6 @@ def test_learning_rate_warms_up_then_falls_to_a_twentieth():
 def test_schedules_that_cannot_run_are_refused(tmp_path, change):
     with pytest.raises(ConfigError, match="steps of batch"):
         trainer(tmp_path, replace(CONFIG, **change))
+    for every in ("log_every", "preview_every", "checkpoint_every"):
+        with pytest.raises(ConfigError, match=every):
+            trainer(tmp_path, replace(CONFIG, **{every: 0}))

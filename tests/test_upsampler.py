@@ -399,6 +399,12 @@ def test_people_and_avatars_gain_texels_and_keep_their_names(random, fitted, tmp
     assert small.planes.shape == (3, 4, 8, 8) and made.render(size=16).shape == (16, 16, 4)
 
 
+def test_no_steps_enlarge_and_add_nothing(random, truth):
+    low = resize_planes(truth[:2], random.config.triplane.base_resolution)
+    made = random.upsample(low, 0)
+    torch.testing.assert_close(made, resize_planes(low, random.config.triplane.resolution), atol=1e-5, rtol=0)
+
+
 def test_a_folder_that_was_half_done_is_finished(random, fitted, tmp_path, monkeypatch):
     """And one that is done is left alone; nothing is done twice."""
     call = {"steps": 2, "seed": 3, "reduce": True, "batch": 1, "show_progress": False}
@@ -418,7 +424,7 @@ def test_a_folder_that_was_half_done_is_finished(random, fitted, tmp_path, monke
     made = upsample_people(random, fitted, tmp_path / "half", **call)
     assert len(calls) == 3 and made.names == whole.names == upsample_people(random, fitted, made.folder, **call).names
     assert len(calls) == 3 and all(torch.equal(made.planes(name), whole.planes(name)) for name in whole.names)
-    assert json.loads((made.folder / "upsampled.json").read_text())["seed"] == 3
+    assert json.loads((made.folder / "made_by.json").read_text())["seed"] == 3
 
 
 def contents(folder):
@@ -476,8 +482,7 @@ def test_planes_and_settings_that_do_not_fit_are_one_line(random, truth, fitted,
     for noise in (float("nan"), -0.1, 11.0, float("inf")):
         refused("noise is", random.upsample, small, noise=noise, kind=ConfigError)
     refused("unknown sampler 'euler'", random.upsample, small, sampler="euler", kind=ConfigError)
-    for steps in (0, -1):
-        refused(f"{steps} sampling steps", random.upsample, small, steps=steps, kind=ConfigError)
+    refused("-1 sampling steps", random.upsample, small, steps=-1, kind=ConfigError)
     refused("another decoder", random.avatar, Avatar(small[0], other.decoder, other.config))
     refused("wants", random.avatar, Avatar(truth[0], random.shared.decoder, other.config))
     refused("wants", upsample_people, random, fitted, tmp_path / "b", show_progress=False)
