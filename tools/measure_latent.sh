@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
-# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS, of which the one that names
-# most attributes is kept, and the classifier that judges, one a GPU, and what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of all; prior: the model over
-# latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the
-# unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents, compared with real ones.
+# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, or a network of timm
+# such as resnet10t), of which the one that names most attributes is kept, and the classifier that judges (or CLASSIFIER, learned
+# before), one a GPU, and what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of
+# all; prior: the model over latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge:
+# portraits, prompts and edits of the unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents.
 # PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest;
 # people are drawn by SPREAD GPUs (default: the first).
 set -uo pipefail
@@ -12,7 +13,7 @@ out=$1; shift
 stages=${*:-portraits see people encode prior base judge contrast}
 preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-8000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-144} count=${COUNT:-128}
 base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
-towers=${TOWERS:-vit}
+towers=${TOWERS:-vit} classifier=${CLASSIFIER:-}
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}") tools=$(dirname "$0")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
@@ -43,8 +44,8 @@ see() {
     encoder $i "$tower" &
     : $((i++))  # not in the line that goes to the background: it would count there
   done
-  (on $i train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} && cp "$runs/classifier/log.csv" "$out/log-classifier.csv" &&
-    on $i assess "$runs/classifier" "$portraits/unseen" --out "$out/classifier.json" >/dev/null && say "classifier") &
+  ([ -n "$classifier" ] || { on $i train classifier "${data[@]}" --out "$runs/classifier" ${CLASSIFIER_FLAGS:-} && cp "$runs/classifier/log.csv" "$out/log-classifier.csv"; } &&
+    on $i assess "${classifier:-$runs/classifier}" "$portraits/unseen" --out "$out/classifier.json" >/dev/null && say "classifier") &
   all || return
   best=$("$python" -c 'import json, sys; print(max(sys.argv[1:], key=lambda path: json.load(open(path))["mean"]))' "$out"/encoder-*.json) &&
     cp "$best" "$out/encoder.json" && best=${best##*/encoder-} && cp -r "$runs/packed-${best%.json}" "$rodin/encoder" && say "kept ${best%.json}"
@@ -78,7 +79,7 @@ base() {
 judge() {
   local part i=0
   for part in portraits edits texts; do
-    on $i judge "$rodin" --classifier "$runs/classifier" --portraits "$portraits/unseen" --parts $part \
+    on $i judge "$rodin" --classifier "${classifier:-$runs/classifier}" --portraits "$portraits/unseen" --parts $part \
       --out "$out/judge-$part.json" ${JUDGE_FLAGS:-} >/dev/null &
     : $((i++))
   done
