@@ -277,7 +277,7 @@ axis.bar(range(len(rates)), right, color=PALETTE[0], label="named right")
 axis.plot(range(len(rates)), common, "_", ms=14, mew=2, color=PALETTE[1], label="always the commonest")
 axis.set_xticks(range(len(rates)), [name.replace("_", " ") for name in names], rotation=60, ha="right")
 axis.set(ylim=(0, 1), ylabel="share of views", title="512 people it never saw")
-axis.legend(ncols=2, loc="lower left")
+axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
 photo(figure)
 
 # %% tags=["check"]
