@@ -93,6 +93,8 @@ ROWS = (
     ("encoder, zero-shot, mean of 24 attributes", "encoder.json", "mean", "{:.1%}", "reported"),
     ("a picture's caption among 512: its own, a true one", "encoder.json", FOUND, "{:.1%}, {:.1%}", "reported"),
     ("attribute classifier, mean of 18 attributes", "classifier.json", "mean", "{:.1%}", "reported"),
+    ("upsampling to 256², 10 steps", "bench_upsampler.json", "seconds_an_avatar", "{:.2f} s", ""),
+    ("upsampling to 256², 10 steps", "bench_upsampler_cpu.json", "seconds_an_avatar", "{:.0f} s", "≤ 40"),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
 
