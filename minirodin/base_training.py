@@ -19,7 +19,8 @@ from minirodin.training import Trainer
 from minirodin.triplane import resize_planes
 
 PREVIEWS, PREVIEW_STEPS = 8, 25
-LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # λ at which errors are measured, whatever the schedule
+LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # λ at which errors are measured, whatever the schedule …
+NOISIER = (-8.0, -10.0, -12.0)  # … and others in the log, where it is told by the latent alone who is meant
 
 
 def load_planes(folder: str | Path, resolution: int) -> tuple[Tensor, list[str]]:
@@ -157,18 +158,23 @@ def _previews(
         contact_sheet(pictures, count, out / f"preview-{step:06d}.png")
         numbers = {}
         for name, people in measured.items():
-            errors = denoising_errors(model, *people)
-            numbers[name] = eps_loss(errors)
-            numbers |= {f"{name}_x0_at_{level:g}": error for level, error in zip(LEVELS, errors, strict=True)}
+            errors = denoising_errors(model, *people, levels=LEVELS + NOISIER)
+            numbers[name] = eps_loss(errors[: len(LEVELS)])
+            numbers |= {f"{name}_x0_at_{level:g}": e for level, e in zip(LEVELS + NOISIER, errors, strict=True)}
         return numbers
 
     return preview
 
 
 def denoising_errors(
-    model: BaseModel, planes: Tensor, latents: Tensor | None = None, rounds: int = 2, batch: int = 64
+    model: BaseModel,
+    planes: Tensor,
+    latents: Tensor | None = None,
+    rounds: int = 2,
+    batch: int = 64,
+    levels: tuple[float, ...] = LEVELS,
 ) -> list[float]:
-    """‖ŷ_0 − y_0‖² a value, standardised, at each of `LEVELS`: what differently trained models are compared by.
+    """‖ŷ_0 − y_0‖² a value, standardised, at each of `levels` of λ: what differently trained models are compared by.
 
     The noise is the same every time, and the levels do not depend on the model's own schedule.
 
@@ -178,7 +184,7 @@ def denoising_errors(
     """
     device, errors = model.device, []
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        for level in LEVELS:
+        for level in levels:
             total = 0.0
             for i in range(0, rounds * len(planes), batch):
                 of = torch.arange(i, min(i + batch, rounds * len(planes))) % len(planes)

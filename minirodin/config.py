@@ -88,6 +88,7 @@ class UNetConfig:
     head_width: int = 64
     aware_levels: int = 2  # 3D-aware at this many of the highest resolutions; attention does the rest
     dropout: float = 0.0
+    positions: bool = False  # a learned map a plane, added to what enters
     latent: int = 0  # width of the latent z that conditions it (E13); 0: none
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
     drop_latent: float = 0.2  # E14: how often z is withheld in training
@@ -100,7 +101,7 @@ class DiffusionConfig:
     schedule: str = "linear"  # λ linear in t (E6) | cosine: tan(πt/2) = exp(−λ/2)
     log_snr_max: float = 6.0  # the paper does not say; less noise than this on the planes cannot be seen (notebook 02)
     log_snr_min: float = -10.0
-    shift: float = 0.0  # added to λ; negative: more noise at every t
+    shift: float = 0.0  # where the cosine's middle is; negative: more of training at much noise
     prediction: str = "v"  # eps (E7) | x0 | v; at much noise the smallest error in ε̂ is a huge one in ŷ_0
     vlb_weight: float = 1e-3  # E8, of the bound with `steps` steps (Improved DDPM)
     steps: int = 1000
@@ -132,7 +133,10 @@ class BaseConfig:
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
-    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(schedule="cosine", shift=2.0))
+    diffusion: DiffusionConfig = field(
+        # Planes repeat themselves: at λ = −8 the noisy ones still show whose they are, and pure noise would lie.
+        default_factory=lambda: DiffusionConfig(schedule="cosine", shift=-1.0, log_snr_min=-14.0)
+    )
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # 2e-3 is worse
 
@@ -197,7 +201,7 @@ class EncoderConfig:
 
     dimensions: int = 512  # of the space
     size: int = 144  # pixels a side that the image tower sees
-    tower: str = ""  # a convolutional network of timm, such as convnext_atto, or, as by default, a ViT of:
+    tower: str = "resnet10t"  # a convolutional network of timm, or, where empty, a ViT of:
     patch: int = 12
     width: int = 256
     layers: int = 6
@@ -208,7 +212,8 @@ class EncoderConfig:
     captions: int = 16  # paraphrases of each person …
     partial_captions: int = 8  # … and texts that tell one to three things
     unknown: float = 0.05  # how often a word is made unknown in training, so that strange ones do little harm
-    prompt_weight: float = 1.0  # of the attribute prompts against the captions
+    prompt_weight: float = 1.0  # of the attribute prompts against the captions …
+    attribute_weight: float = 0.0  # … and of linear heads that read attributes off the embedding; 0: no heads
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             **{"steps": 6000, "batch": 512, "lr": 5e-4, "warmup": 500, "weight_decay": 0.05, "graph": False},
@@ -290,6 +295,7 @@ PRESETS = {
             ),
         ),
         encoder=EncoderConfig(
+            **{"attribute_weight": 1.0, "tower": ""},
             **{"size": 64, "patch": 16, "width": 96, "layers": 3, "text_width": 64, "text_layers": 2, "head_width": 32},
             train=TrainConfig(
                 **{"steps": 200, "batch": 32, "lr": 1e-3, "warmup": 20, "ema": 0.95, "graph": False},
@@ -312,9 +318,10 @@ PRESETS = {
             ),
         ),
     ),
-    "small": Config(),
+    "small": Config(encoder=EncoderConfig(attribute_weight=1.0)),
     "full": Config(
         name="full",
+        encoder=EncoderConfig(attribute_weight=1.0),
         data=DataConfig(subjects=100_000, views=300, size=1024),
         triplane=TriplaneConfig(channels=32),
         decoder=DecoderConfig(hidden=128),
@@ -323,7 +330,7 @@ PRESETS = {
         base=BaseConfig(
             unet=UNetConfig(channels=(192, 384, 576, 768), blocks=3, attention=(32, 16, 8), dropout=0.1),
             plain_channels=(192, 448, 608, 768),
-            diffusion=DiffusionConfig(),  # λ linear in t, as in the paper
+            diffusion=DiffusionConfig(log_snr_min=-14.0),  # λ linear in t, as in the paper
             train=TrainConfig(steps=500_000, batch=256, lr=1e-4, warmup=5000, ema=0.9999),
         ),
         upsampler=UpsamplerConfig(

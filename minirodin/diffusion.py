@@ -1,8 +1,8 @@
 """The diffusion process: noise schedules, what the network predicts, and the losses (E6–E8).
 
 Time is continuous: t ∈ [0, 1], 0 the data, 1 noise. A noise level is always given as its log-SNR λ = log(α²/σ²) with
-α² + σ² = 1, so that α² = sigmoid(λ) and σ² = sigmoid(−λ). T steps enter in two places only, the bound of E8 and the
-samplers, as the grid t = 0, 1/T, …, 1. Data is standardised (`plane_space`).
+α² + σ² = 1, so that α² = sigmoid(λ) and σ² = sigmoid(−λ). A schedule λ(t) says how training is shared among noise
+levels; T steps enter in two places only, the bound of E8 and the samplers. Data is standardised (`plane_space`).
 """
 
 import math
@@ -69,7 +69,7 @@ class Diffusion:
     """The process of a `DiffusionConfig`.
 
     Raises:
-        ConfigError: an unknown schedule or prediction, λ_max ≤ λ_min, or no steps.
+        ConfigError: an unknown schedule or prediction, a linear one shifted, λ_max ≤ λ_min, or no steps.
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -77,6 +77,8 @@ class Diffusion:
             raise ConfigError(f"unknown schedule {config.schedule!r}: choose linear or cosine")
         if config.prediction not in ("eps", "x0", "v"):
             raise ConfigError(f"unknown prediction {config.prediction!r}: choose eps, x0 or v")
+        if config.schedule == "linear" and config.shift:
+            raise ConfigError(f"shift {config.shift} is of the cosine schedule: give log_snr_min instead")
         if config.log_snr_max <= config.log_snr_min:
             raise ConfigError(f"log_snr_max {config.log_snr_max} must exceed log_snr_min {config.log_snr_min}")
         if config.steps < 1:
@@ -92,19 +94,22 @@ class Diffusion:
         """λ(t), decreasing, for t in [0, 1].
 
         E6: λ = λ_max + (λ_min − λ_max) t. `cosine` (Nichol & Dhariwal 2021): α = cos(πt′/2), so λ = −2 log tan(πt′/2),
-        with t′ cut to the range in which λ lies between the same bounds. `shift` adds to either.
+        plus `shift`, with t′ cut to the range in which λ lies between the same bounds.
         """
         c = self.config
         if c.schedule == "linear":
-            return c.log_snr_max + (c.log_snr_min - c.log_snr_max) * t + c.shift
-        low, high = (math.atan(math.exp(-0.5 * bound)) for bound in (c.log_snr_max, c.log_snr_min))
-        return -2 * torch.log(torch.tan(low + (high - low) * t)) + c.shift
+            return c.log_snr_max + (c.log_snr_min - c.log_snr_max) * t
+        low, high = (math.atan(math.exp(0.5 * (c.shift - bound))) for bound in (c.log_snr_max, c.log_snr_min))
+        return c.shift - 2 * torch.log(torch.tan(low + (high - low) * t))
 
     def grid(self, steps: int, device: torch.device | str = "cpu") -> Tensor:
-        """λ at t = 1, (N−1)/N, …, 0, what a sampler of N steps walks through: (N + 1,)."""
+        """λ from λ_min to λ_max in N even steps, what a sampler walks through whatever the schedule: (N + 1,).
+
+        A schedule is about training: where it spends little, a step of its own t would leap over much noise at once.
+        """
         if steps < 1:
             raise ConfigError(f"{steps} sampling steps were asked for: give at least 1")
-        return self.log_snr(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).float().to(device)
+        return torch.linspace(self.config.log_snr_min, self.config.log_snr_max, steps + 1, device=device)
 
     def q_sample(self, x0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
         """E6: y_t = α_t y_0 + σ_t ε."""

@@ -1,8 +1,11 @@
 """Learn the project's own image–text encoder (E13), and measure one: retrieval, and attributes named without training.
 
-Two terms. Captions: pictures and texts of the same person shall be closest (CLIP's symmetric InfoNCE), where texts that
-happen to be true of somebody else in the batch do not count against it. Prompts: among short texts for all classes of
-an attribute ("a person with red hair", "a person with black hair" …) a picture shall be closest to the right one.
+Three terms. Captions: pictures and texts of the same person shall be closest (CLIP's symmetric InfoNCE), where texts
+that happen to be true of somebody else in the batch do not count against it. Prompts: among short texts for all classes
+of an attribute ("a person with red hair", "a person with black hair" …) a picture shall be closest to the right one.
+Attributes: linear heads shall read the same classes off the picture's embedding. A smile moves few pixels, and as long
+as no picture's embedding tells of it, texts have no reason to tell smiles apart, and pictures none to follow; the heads
+do not wait for the texts.
 """
 
 import functools
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from minirodin.avatars.attributes import Attributes, stream
 from minirodin.avatars.captions import caption
-from minirodin.avatars.prompts import ASPECTS, all_kinds_of_people, claims, partial_caption, prompt
+from minirodin.avatars.prompts import ASPECTS, CLASSES, all_kinds_of_people, claims, partial_caption, prompt
 from minirodin.config import Config, EncoderConfig
 from minirodin.latent import KIND, ImageTextEncoder, build_towers, fingerprint
 from minirodin.portraits import Portraits, jitter, plain
@@ -27,8 +30,8 @@ from minirodin.training import Trainer
 IGNORE = -100  # target of an attribute that a picture does not show
 PROMPTS = 24  # paraphrases of each prompt
 UNSEEN = 10_000  # seed of captions that training does not use
-# All classes with prompts, aspect after aspect, and where each aspect begins and ends.
-CLASSES = [(aspect, name) for aspect in ASPECTS for name in aspect.classes if aspect.phrases[name]]
+SMOOTHING = 0.05  # of the attributes' targets: a little of every label is wrong
+# How many of `CLASSES` each aspect has.
 WIDTHS = [sum(aspect is other for other, _ in CLASSES) for aspect in ASPECTS]
 
 
@@ -111,10 +114,20 @@ def prompt_loss(images: Tensor, prompts: Tensor, scale: Tensor, wanted: Tensor, 
         wanted: (B, A) class within each aspect, or `IGNORE`.
         widths: number of classes of each aspect.
     """
-    losses = []
-    for logits, target in zip((scale * images @ prompts.T).split(widths, dim=1), wanted.unbind(1), strict=True):
-        total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-        losses.append(total / (target != IGNORE).sum().clamp_min(1))
+    return aspect_loss(scale * images @ prompts.T, wanted, widths)
+
+
+def aspect_loss(logits: Tensor, wanted: Tensor, widths=tuple(WIDTHS), smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy within each aspect, averaged over the pictures that show it, then over aspects.
+
+    Args:
+        logits: (B, sum of widths), aspect after aspect.
+        wanted: (B, A) class within each aspect, or `IGNORE`.
+        smoothing: share of the target that is spread over all classes.
+    """
+    losses, settings = [], {"ignore_index": IGNORE, "reduction": "sum", "label_smoothing": smoothing}
+    for part, target in zip(logits.split(widths, dim=1), wanted.unbind(1), strict=True):
+        losses.append(F.cross_entropy(part, target, **settings) / (target != IGNORE).sum().clamp_min(1))
     return torch.stack(losses).mean()
 
 
@@ -167,13 +180,19 @@ class Lessons:
         }
 
 
-def encoder_losses(network, batch: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Both terms for a batch of `Lessons.draw`, in one call of the network."""
-    images, texts, scale = network(batch["pictures"], batch["tokens"])
+def encoder_losses(network, batch: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """All terms for a batch of `Lessons.draw`, in one call of the network."""
+    images, texts, scale, named = network(batch["pictures"], batch["tokens"])
     texts, prompts = texts[: len(images)], texts[len(images) :]
-    captions = contrastive_loss(images, texts, scale, batch["fits"])
-    attributes = prompt_loss(images, prompts, scale, batch["targets"])
-    return {"loss": captions + weight * attributes, "captions": captions, "prompts": attributes, "scale": scale}
+    terms = {
+        "captions": contrastive_loss(images, texts, scale, batch["fits"]),
+        "prompts": prompt_loss(images, prompts, scale, batch["targets"]),
+    }
+    loss = terms["captions"] + config.prompt_weight * terms["prompts"]
+    if named is not None:
+        terms["attributes"] = aspect_loss(named, batch["targets"], smoothing=SMOOTHING)
+        loss = loss + config.attribute_weight * terms["attributes"]
+    return {"loss": loss, **terms, "scale": scale}
 
 
 def train_encoder(
@@ -214,7 +233,7 @@ def train_encoder(
     lessons = Lessons(portraits, tokenizer, settings, show_progress)
     trainer = Trainer(
         towers,
-        lambda network, batch, generator: encoder_losses(network, batch, settings.prompt_weight),
+        lambda network, batch, generator: encoder_losses(network, batch, settings),
         lambda count, generator: lessons.draw(count, generator),
         settings.train, out, metadata,
         preview=_previews(towers, tokenizer, held_out) if held_out else None,

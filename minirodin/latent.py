@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minirodin.avatars.prompts import CLASSES
 from minirodin.config import Config, EncoderConfig
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.portraits import SMALLEST
@@ -34,11 +35,14 @@ class Towers(nn.Module):
         clip: an `open_clip` model with `encode_image` and `encode_text`.
         size: width and height of the pictures that it sees.
         mean, std: RGB of the images that it was trained on, in [0, 1].
+        heads: what reads attributes off a picture's embedding while it learns, of D numbers; None: nothing does.
     """
 
-    def __init__(self, clip: nn.Module, size: int, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)):
+    def __init__(
+        self, clip: nn.Module, size: int, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), heads: nn.Linear | None = None
+    ):
         super().__init__()
-        self.clip, self.size = clip, size
+        self.clip, self.size, self.heads = clip, size, heads
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -50,9 +54,12 @@ class Towers(nn.Module):
         """(B, L) int64 → (B, D) of unit norm."""
         return F.normalize(self.clip.encode_text(tokens).float(), dim=1)
 
-    def forward(self, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of pictures and of texts (their numbers may differ), and the scale 1/τ ≤ 100 of their products."""
-        return self.images(pictures), self.texts(tokens), self.clip.logit_scale.float().exp().clamp(max=100.0)
+    def forward(self, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Embeddings of pictures and of texts (their numbers may differ), the scale 1/τ ≤ 100 of their products, and
+        what `heads` make of the pictures' (entries of unit size), where there are any."""
+        images, scale = self.images(pictures), self.clip.logit_scale.float().exp().clamp(max=100.0)
+        named = self.heads(images.shape[1] ** 0.5 * images).float() if self.heads else None
+        return images, self.texts(tokens), scale, named
 
 
 def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
@@ -79,7 +86,7 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
     _without_batch_norms(clip.visual)
     if any(buffer.is_floating_point() for buffer in clip.visual.buffers()):
         raise ConfigError(f"encoder.tower {c.tower!r} keeps statistics of batches: choose another, or a plain ResNet")
-    return Towers(clip, c.size)
+    return Towers(clip, c.size, heads=nn.Linear(c.dimensions, len(CLASSES)) if c.attribute_weight else None)
 
 
 def _without_batch_norms(network: nn.Module) -> None:

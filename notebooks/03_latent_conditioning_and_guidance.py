@@ -116,7 +116,8 @@ from minirodin.encoder_training import assess_encoder, train_encoder
 steps = min(3 * config.encoder.train.steps // 4, 600)
 changes = {"steps": steps, "batch": 32, "lr": 1.5e-3, "log_every": max(1, steps // 15), "seed": seed}
 schedule = replace(config.encoder.train, **changes, preview_every=steps, checkpoint_every=steps)
-seeing = replace(config.encoder, patch=8, layers=2, text_layers=1, train=schedule)  # eight people need no deep one
+small = {"tower": "", "patch": 8, "layers": 2, "text_layers": 1}  # eight people need no deep one
+seeing = replace(config.encoder, **small, train=schedule)
 settings = replace(config, encoder=seeing)
 encoder = train_encoder(eight, settings, scratch / "rodin/encoder", show_progress=False)
 identity = encoder.fingerprint

@@ -168,7 +168,7 @@ def test_errors_are_measured_at_the_levels_they_say(model):
 def test_errors_do_not_depend_on_the_batch_or_the_schedule(fitted, model):
     planes, _ = load_planes(fitted, model.config.triplane.base_resolution)
     other = copy(model)
-    other.diffusion = Diffusion(DiffusionConfig(schedule="linear", shift=3.0))
+    other.diffusion = Diffusion(DiffusionConfig(schedule="linear", log_snr_max=9.0))
     assert denoising_errors(model, planes) == denoising_errors(other, planes)
 
 

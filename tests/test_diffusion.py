@@ -60,21 +60,19 @@ def test_log_snr_decreases(schedule):
     assert (process(schedule=schedule).log_snr(torch.linspace(0, 1, 1001)).diff() < 0).all()
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_shift_adds(schedule):
-    shifted, plain = process(schedule=schedule, shift=-1.75), process(schedule=schedule)
-    torch.testing.assert_close(shifted.log_snr(TIMES), plain.log_snr(TIMES) - 1.75, rtol=0, atol=1e-12)
+def test_shift_moves_the_middle_and_not_the_ends():
+    bounds = {"schedule": "cosine", "log_snr_max": 6.0, "log_snr_min": -14.0}
+    shifted, wide = process(shift=-1.75, **bounds), process(schedule="cosine", log_snr_max=7.75, log_snr_min=-12.25)
+    torch.testing.assert_close(shifted.log_snr(TIMES)[[0, -1]], torch.tensor([6.0, -14.0]).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(shifted.log_snr(TIMES), wide.log_snr(TIMES) - 1.75, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 50])
-def test_grid_walks_from_noise_to_data_in_even_steps_of_time(schedule, steps):
-    diffusion = process(schedule=schedule)
-    grid = diffusion.grid(steps)
+def test_grid_walks_from_noise_to_data_in_even_steps_of_log_snr(schedule, steps):
+    grid = process(schedule=schedule).grid(steps)
     assert grid.dtype == torch.float32 and grid.shape == (steps + 1,)
-    for i, value in enumerate(grid):
-        assert float(value) == pytest.approx(float(diffusion.log_snr(torch.tensor(1 - i / steps).double())), abs=1e-5)
-    assert (float(grid[0]), float(grid[-1])) == pytest.approx((-10, 10), abs=1e-5)
+    torch.testing.assert_close(grid, -10 + 20 * torch.arange(steps + 1) / steps, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [0, -3])
@@ -91,6 +89,7 @@ def test_a_grid_without_steps_is_refused(steps):
         ({"log_snr_max": -10.0}, "log_snr_max -10.0 must exceed log_snr_min -10.0"),
         ({"log_snr_max": -11.0}, "log_snr_max -11.0 must exceed"),
         ({"steps": 0}, "steps"),
+        ({"shift": 1.0}, "shift 1.0 is of the cosine schedule"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(changes, words):

@@ -23,6 +23,7 @@ from minirodin.encoder_training import (
     WIDTHS,
     Lessons,
     _retrieval,
+    aspect_loss,
     assess_encoder,
     build_tokenizer,
     claim_bits,
@@ -49,7 +50,8 @@ def config(**train) -> Config:
     """A network of some ten thousand parameters on 32² pixels."""
     schedule = {"steps": 4, "batch": 4, "lr": 1e-2, "warmup": 2, "ema": 0.5, "log_every": 2, "preview_every": 2}
     schedule |= {"checkpoint_every": 2, "graph": False, **train}
-    encoder = EncoderConfig(**SIZES, dimensions=512, captions=2, partial_captions=1, train=TrainConfig(**schedule))
+    few = {"captions": 2, "partial_captions": 1, "tower": "", "attribute_weight": 0.5}
+    encoder = EncoderConfig(**SIZES, dimensions=512, **few, train=TrainConfig(**schedule))
     return replace(preset("smoke"), encoder=encoder)
 
 
@@ -347,7 +349,7 @@ def test_coloured_squares_are_learned():
     optimiser = torch.optim.Adam(towers.parameters(), lr=3e-3)
     for _ in range(120):
         batch = {"pictures": draw(), "tokens": tokens, "fits": torch.eye(8, dtype=torch.bool)}
-        images, words, scale = towers(batch["pictures"], batch["tokens"])
+        images, words, scale, _ = towers(batch["pictures"], batch["tokens"])
         loss = contrastive_loss(images, words, scale, batch["fits"])
         optimiser.zero_grad()
         loss.backward()
@@ -368,7 +370,8 @@ def test_the_temperature_is_bounded():
 
 
 def test_one_call_of_the_network_a_step(encoder):
-    lessons, calls = Lessons(toy(range(4)), encoder.tokenizer, config().encoder), []
+    settings = replace(config().encoder, prompt_weight=2.0, attribute_weight=0.5)
+    lessons, calls = Lessons(toy(range(4)), encoder.tokenizer, settings), []
 
     def spy(*inputs):
         calls.append([tuple(x.shape) for x in inputs])
@@ -376,12 +379,31 @@ def test_one_call_of_the_network_a_step(encoder):
 
     for seed in range(2):
         batch = lessons.draw(4, torch.Generator().manual_seed(seed))
-        values = encoder_losses(spy, batch, 2.0)
-        images, texts, scale = encoder.towers(batch["pictures"], batch["tokens"])
+        values = encoder_losses(spy, batch, settings)
+        images, texts, scale, named = encoder.towers(batch["pictures"], batch["tokens"])
         assert torch.equal(values["captions"], contrastive_loss(images, texts[:4], scale, batch["fits"]))
         assert torch.equal(values["prompts"], prompt_loss(images, texts[4:], scale, batch["targets"]))
-    assert torch.allclose(values["loss"], values["captions"] + 2 * values["prompts"])
+        assert torch.equal(values["attributes"], aspect_loss(named, batch["targets"], smoothing=0.05))
+    total = values["captions"] + 2 * values["prompts"] + 0.5 * values["attributes"]
+    assert torch.allclose(values["loss"], total)
+    with_none = encoder_losses(lambda *inputs: (images, texts, scale, None), batch, settings)
+    assert torch.allclose(with_none["loss"], total - 0.5 * values["attributes"]) and "attributes" not in with_none
     assert calls == [[(4, 3, 32, 32), (4 + sum(WIDTHS), 48)]] * 2
+
+
+def test_heads_teach_pictures_what_no_text_tells_apart_yet():
+    """While all prompts of an aspect are alike, pictures have no reason to differ: only the heads give them one."""
+    images, wanted = nn.functional.normalize(random(6, 8), dim=1).requires_grad_(), torch.arange(6)[:, None] % 3
+    alike, heads = nn.functional.normalize(torch.ones(3, 8), dim=1), nn.Linear(8, 3)
+    (deaf,) = torch.autograd.grad(prompt_loss(images, alike, 20.0, wanted, (3,)), images)
+    (taught,) = torch.autograd.grad(aspect_loss(heads(images), wanted, (3,)), images)
+    assert deaf.abs().max() < 1e-6 < taught.abs().max()
+
+
+def test_encoders_from_before_there_were_heads_load(tmp_path):
+    before = replace(config().encoder, attribute_weight=0.0)
+    encoder = train_encoder(toy(range(6)), replace(config(), encoder=before), tmp_path, show_progress=False)
+    assert encoder.towers.heads is None and ImageTextEncoder.load(tmp_path, "cpu").towers.heads is None
 
 
 def test_retrieval_worked_by_hand():

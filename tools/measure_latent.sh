@@ -13,7 +13,7 @@ out=$1; shift
 stages=${*:-portraits see people encode prior base judge contrast}
 preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-8000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-144} count=${COUNT:-128}
 base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
-towers=${TOWERS:-vit} classifier=${CLASSIFIER:-}
+towers=${TOWERS:-resnet10t} classifier=${CLASSIFIER:-}
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}") tools=$(dirname "$0")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
@@ -51,8 +51,7 @@ see() {
     cp "$best" "$out/encoder.json" && best=${best##*/encoder-} && cp -r "$runs/packed-${best%.json}" "$rodin/encoder" && say "kept ${best%.json}"
 }
 encoder() {  # GPU TOWER
-  local flags=()
-  [ "$2" = vit ] || flags=(--encoder.tower "$2")
+  local flags=(--encoder.tower "${2/vit/}")
   on "$1" train encoder "${data[@]}" "${flags[@]}" --out "$runs/encoder-$2" ${ENCODER_FLAGS:-} && cp "$runs/encoder-$2/log.csv" "$out/log-encoder-$2.csv" &&
     on "$1" pack "$runs/encoder-$2" --out "$runs/packed-$2" &&  # first: latents are those of the encoder that is shipped
     on "$1" assess "$runs/packed-$2" "$portraits/unseen" --out "$out/encoder-$2.json" >/dev/null && say "encoder $2"

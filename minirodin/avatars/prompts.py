@@ -202,6 +202,8 @@ ASPECTS = (
            ((rf"\b({'|'.join(CLOTH)}) (?:(?:striped|checked|plaid|plain) )?"
              r"(?:t-shirt|tee|shirt|collared|hoodie|hooded|top|clothes)\b", ()),), _plainly("clothing_color")),
 )  # fmt: skip
+# All classes with prompts, aspect after aspect.
+CLASSES = [(aspect, name) for aspect in ASPECTS for name in aspect.classes if aspect.phrases[name]]
 LEADS = ("a portrait of ", "a 3D avatar of ", "an avatar of ", "a head shot of ", "a picture of ", "", "", "", "", "")
 
 
