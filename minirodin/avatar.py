@@ -81,16 +81,17 @@ class Avatar:
             return self
         return Avatar(self.planes.to(device), copy.deepcopy(self.decoder).to(device), self.config, self.origin)
 
-    def views(self, cameras: Cameras, resolution: int | None = None) -> Tensor:
+    def views(self, cameras: Cameras, resolution: int | None = None, depth: bool = False) -> Tensor:
         """Pictures from any cameras: (V, H, W, 4) float32 RGBA in [0, 1], straight alpha.
 
         Args:
             resolution: render the planes at this size instead of their own (E5c).
+            depth: with a fifth channel, as in `render_views`.
         """
         resolution = resolution or self.planes.shape[-1]
         planes, settings = resize_planes(self.planes, resolution), self.config.render
-        occupancy = self.occupancy(resolution)
-        return render_views(planes, self.decoder, cameras, occupancy, settings.bins, settings.view_samples)
+        quadrature = self.occupancy(resolution), settings.bins, settings.view_samples
+        return render_views(planes, self.decoder, cameras, *quadrature, depth=depth)
 
     def occupancy(self, resolution: int | None = None) -> Occupancy:
         """Where the avatar is, at a plane size; computed once."""
