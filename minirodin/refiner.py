@@ -16,6 +16,7 @@ from minirodin.shards import config_from, load_weights, read_tensors
 
 KIND = "refiner"
 SCALES = (2, 4)
+LARGE = SCALES[-1]
 MAX_RESULT = 1 << 28  # pixels of one refined picture, 1 GB as bytes
 
 
@@ -33,8 +34,8 @@ class ResidualBlock(nn.Module):
 class Refiner(nn.Module):
     """A trunk at the side of the view, then two stages that each double it; what they add starts as nothing.
 
-    Colours are multiplied by their alpha on the way in and out. That can be interpolated without dark rims, and with
-    residuals multiplied by alpha too, what is laid over any background b is the clean up(c α) + (1 − up(α)) b + up(α) r:
+    Colours are multiplied by their alpha on the way in and out. These can be interpolated without dark rims, and as the
+    residual r is multiplied by alpha too, a refined view on any background b is up(c α) + (1 − up(α)) b + up(α) r:
     where there is nobody nothing is added, and at the silhouette as much as there is of the person. The network itself
     sees α (c − ½), the view on mid grey less that grey, which is 0 outside the person as it is outside the picture.
 
@@ -141,7 +142,9 @@ def refine(model: Refiner | None, images: Tensor, scale: int = 4, tile: int = 25
         raise DataError(f"pictures have shape {tuple(images.shape)}: give RGBA, (V, H, W, 4)")
     (v, h, w), reach = images.shape[:3], model.reach if model else 3
     if scale**2 * h * w > MAX_RESULT:
-        raise DataError(f"{w}×{h} pixels, {scale} times enlarged, are more than {MAX_RESULT >> 20} M: reduce them first")
+        raise DataError(
+            f"{w}×{h} pixels, {scale} times enlarged, are more than {MAX_RESULT >> 20} M: reduce them first"
+        )
     device, whole = model.device if model else images.device, images.dtype == torch.uint8
     out = torch.empty(v, scale * h, scale * w, 4, dtype=images.dtype, device=images.device)
     for picture, result in zip(images, out, strict=True):

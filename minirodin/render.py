@@ -233,7 +233,7 @@ def render_views(
         cameras: V views.
         occupancy: of this subject (B = 1); made from the planes when not given.
         chunk: rays at a time; by default many on a GPU, and on a CPU so few that what they need stays in its caches.
-        depth: add a fifth channel: how far from the camera a pixel's light comes from on average, 0 where there is none.
+        depth: add a fifth channel, how far from the camera the light of a pixel comes from; 0 where there is none.
 
     Returns:
         (V, H, W, 4) float32 in [0, 1], RGBA with straight alpha.
