@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,16 +113,26 @@ class Avatar:
         return self.views(orbit_cameras(azimuth, elevation, size), resolution)[0]
 
     def turntable(
-        self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8, show_progress: bool = False
+        self,
+        path: str | Path,
+        frames: int = 48,
+        size: int = 256,
+        elevation: float = 8,
+        show_progress: bool = False,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Path:
-        """A full turn as MP4 or GIF (by the file's ending), on white; raises `RenderError` for another ending."""
+        """A full turn as MP4 or GIF (by the file's ending), on white; raises `RenderError` for another ending.
+
+        `finish` may change each view (1, H, W, 4), as `refiner.refine` does.
+        """
         kind = Path(path).suffix.lower()
         if kind not in (".mp4", ".gif"):
             raise RenderError(f"{path} ends in {kind or 'nothing'!r}: a turntable is an .mp4 or a .gif")
         cameras = orbit_cameras(np.arange(frames) * 360 / frames, elevation, size)
         turn = progress(range(frames), desc="turntable", unit="frame", enabled=show_progress)
-        images = torch.cat([self.views(cameras[[i]]).cpu() for i in turn])
-        rgb = (to_rgb(images) * 255).round().byte().numpy()
+        views = (self.views(cameras[[i]]) for i in turn)
+        views = (finish(view) if finish else view for view in views)
+        rgb = torch.cat([(to_rgb(view) * 255).round().byte().cpu() for view in views]).numpy()
         settings = {"fps": 24, "macro_block_size": 2} if kind == ".mp4" else {"duration": 1000 / 24, "loop": 0}
         imageio.imwrite(path, rgb, **settings)
         return Path(path)

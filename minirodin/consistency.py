@@ -63,7 +63,7 @@ def warp(
 
 
 def disagreement(image_a: Tensor, image_b: Tensor, *where) -> tuple[Tensor, Tensor]:
-    """|a − b'| of pictures (N, C, H, W), b' = `warp(image_b, *where)`: (N, H, W) means of channels, 0 where not valid."""
+    """|a − b'| of pictures (N, C, H, W), b' = `warp(image_b, *where)`: (N, H, W), the channels' mean, or 0."""
     moved, valid = warp(image_b, *where)
     return (image_a - moved).abs().mean(1).masked_fill(~valid, 0), valid
 
