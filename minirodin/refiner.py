@@ -17,6 +17,7 @@ from minirodin.shards import config_from, load_weights, read_tensors
 KIND = "refiner"
 SCALES = (2, 4)
 LARGE = SCALES[-1]
+EMPTY = 1e-4  # alpha below which there is no colour to be told
 MAX_RESULT = 1 << 28  # pixels of one refined picture, 1 GB as bytes
 
 
@@ -98,10 +99,14 @@ class Refiner(nn.Module):
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:
-    """Clean interpolation, bicubic, of views (B, 4, H, W) with colours multiplied by alpha, which stays in [0, 1]."""
+    """Clean interpolation, bicubic, of views (B, 4, H, W) with colours multiplied by alpha, which stays in [0, 1].
+
+    Beside a silhouette alpha overshoots, and colours times alpha with it: cut off together, they leave no bright rim.
+    """
     large = F.interpolate(images.float(), scale_factor=float(scale), mode="bicubic", align_corners=False)
-    alpha = large[:, 3:].clamp(0, 1)
-    return torch.cat([torch.minimum(large[:, :3].clamp_min(0), alpha), alpha], dim=1)  # a colour is at most 1
+    overshot, alpha = large[:, 3:], large[:, 3:].clamp(0, 1)
+    rgb = large[:, :3] * (alpha / overshot.clamp_min(EMPTY))
+    return torch.cat([torch.minimum(rgb.clamp_min(0), alpha), alpha], dim=1)  # a colour is at most 1
 
 
 def premultiplied(images: Tensor) -> Tensor:
@@ -113,7 +118,7 @@ def premultiplied(images: Tensor) -> Tensor:
 def straight(images: Tensor) -> Tensor:
     """What `premultiplied` did, undone, with colours in [0, 1]; 0 where there is nothing."""
     rgb, alpha = images[:, :3], images[:, 3:]
-    rgb = torch.where(alpha > 1e-4, rgb / alpha.clamp_min(1e-4), 0).clamp(0, 1)
+    rgb = torch.where(alpha > EMPTY, rgb / alpha.clamp_min(EMPTY), 0).clamp(0, 1)
     return torch.cat([rgb, alpha], dim=1).permute(0, 2, 3, 1)
 
 

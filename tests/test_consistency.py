@@ -116,9 +116,9 @@ def test_consistency_is_the_mean_difference_over_what_both_see():
     assert view_consistency(steady + step, depths, cameras) == pytest.approx(0.2, abs=0.01)
     beside = steady + depths.isnan()[:, None] * torch.rand(3, 1, 1, 1)  # what is behind counts for nothing
     assert view_consistency(beside, depths, cameras) < 0.01
-    with pytest.raises(DataError, match="^neighbouring views show nothing in common: give views that lie closer$"):
+    with pytest.raises(DataError, match=r"^neighbouring views show nothing in common: give .*$"):
         view_consistency(steady, torch.full_like(depths, torch.nan), cameras)
-    with pytest.raises(DataError, match="^1 views have no neighbours: give at least 2$"):
+    with pytest.raises(DataError, match=r"^1 views have no neighbours: give at least 2$"):
         view_consistency(steady[:1], depths[:1], cameras[:1])
 
 

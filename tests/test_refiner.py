@@ -16,16 +16,18 @@ from safetensors.torch import save_file
 from toys import FieldDecoder, ball_capture, position_planes, soft_ball
 
 from minirodin import cli
+from minirodin.avatar import Avatar
 from minirodin.cameras import capture_cameras, save_capture
 from minirodin.config import Config, RefinerConfig, TrainConfig
 from minirodin.consistency import disagreement
 from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.metrics import psnr
 from minirodin.perceptual import PerceptualDistance
-from minirodin.refiner import Refiner, enlarge, premultiplied, refine
+from minirodin.refiner import Refiner, enlarge, premultiplied, refine, straight
 from minirodin.refiner_data import Pairs, Photographs, turned
 from minirodin.refiner_evaluation import evaluate_refiner
 from minirodin.refiner_training import refiner_losses, train_refiner
-from minirodin.shards import FittedPlanes
+from minirodin.render import render_views
 
 TINY = RefinerConfig(
     **{"channels": (16, 8, 6), "blocks": (2, 1, 1), "view": 24, "patch": 12, "resolutions": (16, 8), "pairs": 1},
@@ -35,6 +37,7 @@ TINY = RefinerConfig(
         **{"log_every": 2, "preview_every": 6, "checkpoint_every": 2},
     ),
 )
+HUGE = (8000, 8000, 4)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -92,13 +95,13 @@ def test_what_it_adds_leaves_alpha_alone_and_nobody_stays_nobody(scale):
     assert made.min() >= 0 and made.max() <= 1
 
 
-def test_no_dark_rims():
+def test_no_dark_rims_and_no_bright_ones():
     """One colour, whatever its alpha and whatever is behind it where nothing is, keeps that colour."""
     images = pictures(1, 12, 12)
     images[..., :3] = torch.where(images[..., 3:] > 0, torch.tensor([0.9, 0.5, 0.3]), 0)
     made = refine(None, images)
-    seen = made[made[..., 3] > 0.02]
-    assert len(seen) > 500 and (seen[:, :3] - torch.tensor([0.9, 0.5, 0.3])).abs().max() < 0.02
+    seen = made[made[..., 3] > 1e-3]
+    assert len(seen) > 500 and (seen[:, :3] - torch.tensor([0.9, 0.5, 0.3])).abs().max() < 1e-4
 
 
 def test_what_moves_in_a_picture_moves_in_its_refinement():
@@ -163,7 +166,11 @@ def test_memory_is_that_of_a_tile():
         (r"shape \(8, 8, 4\): give RGBA", DataError, (pictures(8, 8),)),
         (r"shape \(1, 8, 8, 3\): give RGBA", DataError, (pictures(1, 8, 8)[..., :3],)),
         (r"shape \(0, 8, 8, 4\): give RGBA", DataError, (pictures(0, 8, 8),)),
-        ("8000×8000 pixels, 4 times enlarged, are more than 256 M", DataError, (torch.zeros(1).expand(1, 8000, 8000, 4),)),
+        (
+            "8000×8000 pixels, 4 times enlarged, are more than 256 M",
+            DataError,
+            (torch.zeros(1).expand(1, *HUGE),),
+        ),
     ],
 )
 def test_pictures_that_cannot_be_refined_are_one_line(said, error, values):
@@ -193,14 +200,16 @@ def eyes():
     return PerceptualDistance("efficientnet-lite0")
 
 
-def balls(pairs=2, **changes):
-    """Pairs of an analytic ball whose photographs are rendered, too."""
+BALL = FieldDecoder(soft_ball(radius=0.7, sharpness=150, density=150), lambda p: 0.5 + 0.4 * torch.sin(6 * p))
+
+
+def balls(pairs=2, seed=0, **changes):
+    """Views of an analytic ball; what is said to be photographs of it is noise."""
     c = replace(TINY, **{"pairs": pairs, "resolutions": (64,), "turn": 10.0, "blur": 0.0, "noise": 0.0, **changes})
     settings = replace(tiny_config().render, grid=32, bins=64, view_samples=48)
-    decoder = FieldDecoder(soft_ball(radius=0.7, sharpness=150, density=150), lambda p: 0.5 + 0.4 * torch.sin(6 * p))
-    shared = SimpleNamespace(decoder=decoder, config=replace(tiny_config(), render=settings))
+    shared = SimpleNamespace(decoder=BALL, config=replace(tiny_config(), render=settings))
     people = SimpleNamespace(planes=lambda name: position_planes(), decoder=shared)
-    cameras = [capture_cameras(3, 24, seed=seed) for seed in range(2)]
+    cameras = [capture_cameras(3, 24, seed=i) for i in range(seed, seed + 2)]
     truth = torch.randint(256, (2, 3, 96, 96, 4), dtype=torch.uint8, generator=seeded())
     background = torch.tensor([(torch.nan,) * 3, (0.1, 0.7, 0.2)])
     photographs = Photographs(["a", "b"], cameras, truth, background)
@@ -302,19 +311,50 @@ def test_training_leaves_model_log_and_renders(trained):
     assert Image.open(folder / "preview-000006.png").width > 90 and not (folder / "resume.safetensors").exists()
 
 
-def test_detail_is_learned(fitted, large, tmp_path):
-    """People seen softly gain what interpolation lacks, on held-out views."""
-    c = config({"steps": 60, "batch": 8, "lr": 5e-3}, consistency_weight=0.0, perceptual_weight=0.0, pairs=0)
-    model = train_refiner(fitted, c, tmp_path, large, validation=fitted, show_progress=False)
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert float(rows[-1]["l1"]) < 0.8 * float(rows[0]["l1"])
-    assert float(rows[-1]["refined_psnr"]) > float(rows[-1]["bicubic_psnr"]) + 0.5
-    found = evaluate_refiner(model, fitted, large, generated=fitted, show_progress=False)
-    assert found["mean"]["refined"]["psnr"] > found["mean"]["bicubic"]["psnr"] + 0.5
-    assert list(found["mean"]) == list(found["consistency"]) == ["bicubic", "refined", "rendered"]
-    assert found["frechet"]["fitted"] == found["frechet"]["generated"]  # they are the same people here
+def test_what_views_lack_is_learned():
+    """Here, besides detail, contrast: views by other cameras gain much of it."""
+    sharp, pairs = FieldDecoder(BALL.density, lambda p: 0.5 + 0.4 * torch.tanh(8 * torch.sin(12 * p))), []
+    for seed in (0, 7):
+        pairs.append(balls(pairs=0, seed=seed, patch=16))
+        cameras = [c.resized(96, 96) for c in pairs[-1].photographs.cameras]
+        seen = torch.stack([render_views(position_planes(), sharp, c, None, 64, 32, 32) for c in cameras])
+        pairs[-1].photographs.pictures[:] = (255 * seen).round()
+        small = straight(F.avg_pool2d(premultiplied(seen.flatten(0, 1)), 4))
+        small[..., :3] = 0.5 * small[..., :3] + 0.25
+        pairs[-1].pictures = (255 * small).round().byte().unflatten(0, (2, 3))[None]
+    c = replace(TINY, pairs=0, perceptual_weight=0.0)
+    torch.manual_seed(0)
+    model, losses, generator = Refiner(c), [], seeded()
+    optimiser = torch.optim.Adam(model.parameters(), 6e-3)
+    for _ in range(50):
+        found = refiner_losses(model, pairs[0].draw(6, generator), c, lambda a, b: torch.zeros(len(a)))
+        optimiser.zero_grad()
+        found["loss"].backward()
+        optimiser.step()
+        losses.append(found["loss"].item())
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
+    images, truth = (p.flatten(0, -4) / 255 for p in (pairs[1].pictures[0], pairs[1].photographs.pictures))
+    inside = (truth[..., 3] == 1) & (refine(None, images)[..., 3] == 1)  # the silhouette stays as it was
+    errors = [float((refine(m, images)[inside] - truth[inside]).square().mean()) for m in (model, None)]
+    assert errors[0] < 0.6 * errors[1], errors
+
+
+def test_everything_is_measured(trained, fitted, large):
+    found = evaluate_refiner(trained[1], fitted, large, generated=fitted, show_progress=False)
     assert (found["subjects"], found["generated"], found["views"], found["image_size"]) == (2, 2, 1, 96)
+    kinds = ["bicubic", "refined", "rendered"]
+    assert list(found["mean"]) == list(found["consistency"]) == list(found["frechet"]["fitted"]) == kinds
+    assert found["frechet"]["fitted"] == found["frechet"]["generated"]  # they are the same people here
+    refined, bicubic = (found["mean"][kind] for kind in ("refined", "bicubic"))
+    assert all(refined[key] != bicubic[key] for key in ("psnr", "ssim", "efficientnet-lite0"))
+    views = Photographs.load(large, ["one", "two"], 24, held_out=True)
+    by_hand = []
+    for name, cameras, truth in zip(views.names, views.cameras, views.pictures, strict=True):
+        made = refine(None, Avatar.load(fitted / name).views(cameras))
+        by_hand.append(psnr(*(laid_over(x, 1.0).clamp(0, 1) for x in (made, truth / 255))))
+    assert bicubic["psnr"] == pytest.approx(float(torch.cat(by_hand).mean()), abs=1e-3)
     json.dumps(found)
+    refused("holds nobody", evaluate_refiner, trained[1], large, large, kind=DataError)
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(trained, fitted, large, tmp_path, monkeypatch):
@@ -347,7 +387,7 @@ def test_data_that_do_not_fit_are_one_line(fitted, captures, large, tmp_path):
     def learn(data=fitted, photographs=large, **changes):
         train_refiner(data, config(**changes), tmp_path / "out", photographs, show_progress=False)
 
-    refused("one has pictures of 24×24: give squares of 4 × .*, or more|size 96", learn, photographs=captures, kind=DataError)
+    refused("one has pictures of 24×24: give squares .*--size 96", learn, photographs=captures, kind=DataError)
     refused("holds no fitted planes", learn, tmp_path, kind=DataError)
     refused("is not a folder", learn, photographs=tmp_path / "nowhere", kind=DataError)
     save_capture(ball_capture("one", views=12, size=96), tmp_path / "some" / "one")
@@ -364,7 +404,7 @@ def few(tmp_path):
 
 
 def test_larger_photographs_are_reduced(large, tmp_path):
-    (photographs,) = (Photographs.load(large, ["two", "one"], 12) for _ in range(1))
+    photographs = Photographs.load(large, ["two", "one"], 12)
     assert photographs.pictures.shape == (2, 12, 48, 48, 4) and photographs.cameras[0].width == 12
     whole = Photographs.load(large, ["two", "one"], 24)
     alpha = F.avg_pool2d(whole.pictures[..., 3].float(), 2)
@@ -452,7 +492,10 @@ def test_pictures_of_every_kind_are_refined(trained, tmp_path):
         image = Image.open(out)
         assert image.size == (2 * width, 2 * height), name
         assert (image.mode == "RGBA") == (name in ("clear.png", "palette.gif")), name
-    assert cli.main(["refine", str(tmp_path / "clear.png"), "--model", str(trained[0]), "--out", str(tmp_path / "a.jpg")]) == 0
+    assert (
+        cli.main(["refine", str(tmp_path / "clear.png"), "--model", str(trained[0]), "--out", str(tmp_path / "a.jpg")])
+        == 0
+    )
     assert Image.open(tmp_path / "a.jpg").size == (56, 40)
 
 
@@ -507,7 +550,9 @@ def test_train_and_bench_from_the_command_line(fitted, large, tmp_path, capsys):
 def test_presets_keep_to_their_budget():
     from minirodin.config import preset
 
-    parameters = {name: sum(p.numel() for p in Refiner(preset(name).refiner).parameters()) for name in ("smoke", "small")}
+    parameters = {
+        name: sum(p.numel() for p in Refiner(preset(name).refiner).parameters()) for name in ("smoke", "small")
+    }
     assert parameters["smoke"] < 1e5 and 1e6 < parameters["small"] <= 3e6
 
 
@@ -516,7 +561,3 @@ def test_older_configurations_have_a_refiner_all_the_same():
     del values["refiner"]
     assert Config.from_dict(values).refiner == RefinerConfig()
     assert Config.from_dict(json.loads(json.dumps(config().to_dict()))) == config()
-
-
-def test_one_decoder_for_all(fitted):
-    assert len(FittedPlanes(fitted).decoders) == 1
