@@ -55,6 +55,9 @@ class Refiner(nn.Module):
         self.grow, self.stages, self.tails = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for i in (1, 2):
             self.grow.append(nn.Conv2d(channels[i - 1], 4 * channels[i], 3, padding=1))
+            with torch.no_grad():  # the four pixels that one becomes begin alike, or it takes long to lose their grid
+                for p in self.grow[-1].parameters():
+                    p.copy_(p[::4].repeat_interleave(4, dim=0))
             self.stages.append(nn.Sequential(*(ResidualBlock(channels[i]) for _ in range(blocks[i]))))
             self.tails.append(nn.Conv2d(channels[i], 3, 3, padding=1))
             nn.init.zeros_(self.tails[-1].weight)

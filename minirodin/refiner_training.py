@@ -99,7 +99,7 @@ def refiner_losses(
     """
     made, number = network(batch.views), len(batch.truth)
     truth = F.avg_pool2d(batch.truth, 2), batch.truth
-    sides = [[_over(x[:number], batch.behind) for x in pair] for pair in zip(made, truth, strict=True)]
+    sides = [_sides(x[:number], true, batch.behind) for x, true in zip(made, truth, strict=True)]
     l1 = torch.stack([(seen - true).abs().mean((1, 2, 3)) for seen, true in sides]).mean(0)
     looked = torch.stack([eyes(seen, true) for seen, true in sides]).mean(0)
     result = {"loss": l1.mean() + config.perceptual_weight * looked.mean(), "l1": l1, "perceptual": looked}
@@ -111,9 +111,17 @@ def refiner_losses(
     return result
 
 
-def _over(images: Tensor, behind: Tensor) -> Tensor:
-    """Premultiplied (B, 4, H, W) over colours (B, 3)."""
-    return images[:, :3] + (1 - images[:, 3:]) * behind[..., None, None]
+def _sides(made: Tensor, truth: Tensor, behind: Tensor) -> tuple[Tensor, Tensor]:
+    """What is made and what is true, premultiplied (B, 4, H, W), over colours (B, 3), for their colours to be compared.
+
+    The silhouette is not the refiner's to change, so the true colours get that of the view; where they are not known,
+    since nobody is there in truth, what is made counts as true. Otherwise colours learn to make up for the silhouette,
+    and it gets fringes.
+    """
+    rgb, alpha = made[:, :3], made[:, 3:]
+    known = alpha * truth[:, :3] + (1 - truth[:, 3:]) * rgb.detach()
+    beyond = (1 - alpha) * behind[..., None, None]
+    return rgb + beyond, known + beyond
 
 
 def check_settings(config: RefinerConfig) -> None:

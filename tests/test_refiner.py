@@ -95,6 +95,18 @@ def test_what_it_adds_leaves_alpha_alone_and_nobody_stays_nobody(scale):
     assert made.min() >= 0 and made.max() <= 1
 
 
+def test_the_grid_of_pixels_is_not_seen_in_what_it_adds_at_first():
+    """One colour everywhere, refined by something that has hardly learned, is one colour away from the borders."""
+    torch.manual_seed(0)
+    model = Refiner(TINY)
+    for tail in model.tails:
+        torch.nn.init.normal_(tail.weight, std=0.1)
+    images = torch.full((1, 40, 40, 4), 0.5)
+    images[..., 3] = 1
+    inner = refine(model, images)[0, 4 * model.reach : -4 * model.reach, 4 * model.reach : -4 * model.reach, :3]
+    assert inner.numel() > 1000 and (inner - 0.5).abs().min() > 1e-3 and inner.flatten(0, 1).std(0).max() < 1e-5
+
+
 def test_no_dark_rims_and_no_bright_ones():
     """One colour, whatever its alpha and whatever is behind it where nothing is, keeps that colour."""
     images = pictures(1, 12, 12)
@@ -281,14 +293,28 @@ def test_the_losses_are_nil_for_what_is_right_and_see_what_is_wrong(eyes):
     assert calls == [(7, 4, 12, 12)]  # one call of one tensor, so that it can be replayed as a CUDA graph
     assert float(found["l1"].max()) < 1e-6 and float(found["perceptual"].max()) < 1e-6
     assert float(found["loss"]) == pytest.approx(TINY.consistency_weight * float(found["consistency"]), abs=1e-6)
-    wrong[1, :3] = 0.1
-    seen = refiner_losses(knows, batch, TINY, eyes)
-    assert seen["l1"].tolist() == pytest.approx([0, 0.05, 0], abs=1e-6) and seen["perceptual"][1] > 1e-3
+    wrong[1, :3] = 0.1  # of one size, where somebody is
+    seen, share = refiner_losses(knows, batch, TINY, eyes), float(batch.truth[1, 3].mean())
+    assert seen["l1"].tolist() == pytest.approx([0, 0.05 * share, 0], abs=1e-6) and seen["perceptual"][1] > 1e-3
     wrong[1], wrong[5:, :3] = 0, 0.2  # one side of the pairs
     apart = refiner_losses(knows, batch, TINY, eyes)
     assert float(apart["consistency"]) > float(found["consistency"]) + 0.1 and not apart["l1"].max() > 1e-6
     without = refiner_losses(lambda v: knows(v)[:2], balls(pairs=0).draw(3, seeded()), replace(TINY, pairs=0), eyes)
     assert "consistency" not in without
+
+
+def test_the_silhouette_is_not_held_against_it(eyes):
+    """True colours of another silhouette are right, and what is seen where nobody is in truth is not looked at."""
+    batch = balls(pairs=0).draw(3, seeded())
+    made, colours = [], []
+    for truth in (F.avg_pool2d(batch.truth, 2), batch.truth):
+        colours.append(torch.where(truth[:, 3:] > 0, truth[:, :3] / truth[:, 3:], 0.3))
+        alpha = torch.rand(truth[:, 3:].shape, generator=seeded())
+        made.append(torch.cat([alpha * colours[-1], alpha], dim=1))
+    found = refiner_losses(lambda views: made, batch, replace(TINY, pairs=0), eyes)
+    assert float(found["l1"].max()) < 1e-5
+    made = [torch.cat([(1 - c) * m[:, 3:], m[:, 3:]], dim=1) for c, m in zip(colours, made, strict=True)]
+    assert refiner_losses(lambda views: made, batch, replace(TINY, pairs=0), eyes)["l1"].min() > 0.05
 
 
 # -- training ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from minirodin.refiner import LARGE, Refiner, refine
 from minirodin.refiner_data import Photographs
 from minirodin.shards import FittedPlanes
 
-CUTS = {"hair": (0.5, 0.16), "eyes": (0.5, 0.45), "beard": (0.5, 0.62)}  # middles across and down, in parts of a view
+CUTS = {"hair": (0.5, 0.22), "eyes": (0.5, 0.45), "beard": (0.5, 0.62)}  # middles across and down, in parts of a view
 SIDE = 0.25  # of a cut, likewise
 
 
