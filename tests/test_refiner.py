@@ -91,7 +91,10 @@ def test_what_it_adds_leaves_alpha_alone_and_nobody_stays_nobody(scale):
     made, clean = refine(model, images, scale), refine(None, images, scale)
     assert torch.equal(made[..., 3], clean[..., 3])
     assert (made - clean).abs()[clean[..., 3] > 0.5].mean() > 0.02
-    assert torch.equal(made[clean[..., 3] == 0], clean[clean[..., 3] == 0])
+    with torch.no_grad():
+        added = model(premultiplied(images), scale)[-1] - enlarge(premultiplied(images), scale)
+    most = added[:, :3].abs() / clean[..., 3].clamp_min(1e-6)[:, None]  # as a difference of straight colours
+    assert not added.movedim(1, -1)[clean[..., 3] == 0].any() and most.max() < 4 * most.mean() > 0.05
     assert made.min() >= 0 and made.max() <= 1
 
 
@@ -247,13 +250,13 @@ def test_patches_lie_where_the_photographs_lie():
 
 def test_pairs_of_patches_show_the_same_places():
     """Warped onto each other they agree, much better than pairs that are interchanged do."""
-    pairs = balls(pairs=24)
+    pairs = balls(pairs=24, turn=20.0)
     batch = pairs.draw(1, seeded())
     a, b = enlarge(batch.views[1:], 4)[:, :3].chunk(2)
     difference, valid = disagreement(a, b, *batch.where)
     wrong, _ = disagreement(a, b.roll(1, 0), *batch.where)
     shares = valid.float().mean((1, 2))
-    assert shares.median() > 0.5
+    assert shares.median() > 0.4
     assert difference.sum() / valid.sum() < 0.02 < 0.1 < wrong.sum() / valid.sum()
 
 
