@@ -87,8 +87,7 @@ def test_what_is_hidden_in_the_other_view_is_not_valid():
 def test_nothing_is_valid_behind_a_camera_or_where_no_surface_is():
     a = orbit_cameras(0, 0, SIZE)
     away = replace(a, camera_to_world=a.camera_to_world.clone())
-    away.camera_to_world[:, :3, 3] *= -0.1
-    away.camera_to_world[:, 2, 3] -= 3.0  # it looks along −z from behind the wall
+    away.camera_to_world[:, :3, 3] *= -1  # as far behind the wall, and looking away from it
     depth, nothing = wall(a)[0], torch.full((1, SIZE, SIZE), torch.nan)
     image = torch.rand(1, 3, SIZE, SIZE)
     for where in ((depth, depth, a, away), (nothing, depth, a, a), (depth, nothing, a, a)):

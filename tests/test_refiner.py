@@ -150,8 +150,9 @@ def test_a_pixel_reaches_as_far_as_is_said():
 def test_tiles_give_the_whole(tile):
     model, images = answering(), pictures(1, 33, 41 if tile > 1 else 3)
     for scale in (2, 4):
-        whole, tiled = (refine(model, images, scale, t) for t in (64, tile))
-        torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+        for network in (None, model):
+            whole, tiled = (refine(network, images, scale, t) for t in (64, tile))
+            torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
     assert (whole - refine(None, images)).abs().max() > 0.1
 
 
