@@ -251,7 +251,7 @@ def test_patches_lie_where_the_photographs_lie():
 
 def test_pairs_of_patches_show_the_same_places():
     """Warped onto each other they agree, unlike pairs interchanged, and share more than patches at the same pixels."""
-    pairs, shares = balls(pairs=24, turn=30.0), []
+    pairs, shares = balls(pairs=64, turn=30.0), []
     for opposite in (lambda of, corner: corner, pairs._opposite):
         pairs._opposite = opposite
         batch = pairs.draw(1, seeded())
