@@ -136,3 +136,13 @@ def test_views_with_depth_are_the_same_views_and_their_surface_is_the_balls():
         assert inner.sum() > 200 and (depths[view] - true).abs()[inner].max() < 0.02
         assert depths[view][(root < -0.05).view(48, 48)].isnan().all()
         assert deep[view].isfinite().all() and not deep[view, 0, 0, 4]
+
+
+def test_the_depth_of_something_thin_is_where_it_is():
+    """Not less for what shines through it; and it is no surface."""
+    cameras, thin = orbit_cameras(0, 0, 24), FieldDecoder(soft_ball(radius=0.5, sharpness=200, density=0.8))
+    deep = render_views(position_planes(), thin, cameras, None, 96, 96, 32, depth=True)
+    middle = deep[0, 11:13, 11:13]
+    assert middle[..., 3].min() > 0.4 and middle[..., 3].max() < 0.7
+    assert (middle[..., 4] - 3.45).abs().max() < 0.05  # before the middle of 3.0 … 4.0, whose front weighs more
+    assert surface(deep).isnan().all()

@@ -377,6 +377,8 @@ def test_everything_is_measured(trained, fitted, large):
     kinds = ["bicubic", "refined", "rendered"]
     assert list(found["mean"]) == list(found["consistency"]) == list(found["frechet"]["fitted"]) == kinds
     assert found["frechet"]["fitted"] == found["frechet"]["generated"]  # they are the same people here
+    distances = [found["frechet"]["fitted"][kind]["parts"] for kind in kinds]
+    assert min(distances) > 1 and len(set(distances)) == 3
     refined, bicubic = (found["mean"][kind] for kind in ("refined", "bicubic"))
     assert all(refined[key] != bicubic[key] for key in ("psnr", "ssim", "efficientnet-lite0"))
     views = Photographs.load(large, ["one", "two"], 24, held_out=True)
