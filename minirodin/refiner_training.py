@@ -95,14 +95,17 @@ def refiner_losses(
     """What is wrong with refined patches of both sizes over some background, and between refined neighbours.
 
     Returns:
-        `loss` (scalar, to minimise), `l1` and `perceptual` (B,), means over both sizes, `consistency` (scalar).
+        `loss` (scalar, to minimise), `l1` and, if it counts, `perceptual` (B,), means over both sizes; with pairs
+        `consistency` (scalar).
     """
     made, number = network(batch.views), len(batch.truth)
     truth = F.avg_pool2d(batch.truth, 2), batch.truth
     sides = [_sides(x[:number], true, batch.behind) for x, true in zip(made, truth, strict=True)]
     l1 = torch.stack([(seen - true).abs().mean((1, 2, 3)) for seen, true in sides]).mean(0)
-    looked = torch.stack([eyes(seen, true) for seen, true in sides]).mean(0)
-    result = {"loss": l1.mean() + config.perceptual_weight * looked.mean(), "l1": l1, "perceptual": looked}
+    result = {"loss": l1.mean(), "l1": l1}
+    if config.perceptual_weight:
+        result["perceptual"] = torch.stack([eyes(seen, true) for seen, true in sides]).mean(0)
+        result["loss"] = result["loss"] + config.perceptual_weight * result["perceptual"].mean()
     if config.pairs:
         a, b = made[-1][number:, :3].chunk(2)
         difference, valid = disagreement(a, b, *batch.where)

@@ -359,7 +359,7 @@ def test_what_views_lack_is_learned():
     model, losses, generator = Refiner(c), [], seeded()
     optimiser = torch.optim.Adam(model.parameters(), 6e-3)
     for _ in range(50):
-        found = refiner_losses(model, pairs[0].draw(6, generator), c, lambda a, b: torch.zeros(len(a)))
+        found = refiner_losses(model, pairs[0].draw(6, generator), c, None)
         optimiser.zero_grad()
         found["loss"].backward()
         optimiser.step()
