@@ -90,12 +90,15 @@ class Batch:
         truth: (B, 4, 4P, 4P), likewise.
         behind: (B, 3), RGB to look at them over.
         where: `depth_a`, `depth_b`, `camera_a`, `camera_b` of `consistency.warp`, for the K.
+        skip: rows and columns to leave out before a perceptual network looks: patches begin at pixels of the view, and
+            if its grid always met that of the refined pixels alike, it would be pleased by stripes.
     """
 
     views: Tensor
     truth: Tensor
     behind: Tensor
     where: tuple[Tensor, Tensor, Cameras, Cameras]
+    skip: tuple[int, int]
 
 
 class Pairs:
@@ -162,6 +165,7 @@ class Pairs:
             truth=premultiplied(truth.float() / 255),
             behind=torch.where(behind.isnan(), free, behind),
             where=(*depth, *cameras),
+            skip=tuple(torch.randint(2 * LARGE, (2,), generator=generator, device=self.device).tolist()),
         )
 
     def _opposite(self, of: tuple[Tensor, Tensor], corner: Tensor) -> Tensor:

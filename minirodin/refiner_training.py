@@ -17,7 +17,7 @@ from minirodin.errors import ConfigError, DataError
 from minirodin.metrics import image_metrics
 from minirodin.perceptual import PerceptualDistance
 from minirodin.plots import contact_sheet
-from minirodin.refiner import KIND, Refiner, check_shape, refine
+from minirodin.refiner import KIND, SCALES, Refiner, check_shape, enlarge, refine
 from minirodin.refiner_data import Batch, Pairs, Photographs
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
 from minirodin.training import Trainer
@@ -100,11 +100,15 @@ def refiner_losses(
     """
     made, number = network(batch.views), len(batch.truth)
     truth = F.avg_pool2d(batch.truth, 2), batch.truth
-    sides = [_sides(x[:number], true, batch.behind) for x, true in zip(made, truth, strict=True)]
+    clean = (enlarge(batch.views[:number], scale) for scale in SCALES)
+    each = zip(made, truth, clean, strict=True)
+    sides = [_sides(x[:number], true, start, batch.behind) for x, true, start in each]
     l1 = torch.stack([(seen - true).abs().mean((1, 2, 3)) for seen, true in sides]).mean(0)
     result = {"loss": l1.mean(), "l1": l1}
     if config.perceptual_weight:
-        result["perceptual"] = torch.stack([eyes(seen, true) for seen, true in sides]).mean(0)
+        y, x = batch.skip
+        looked = [eyes(seen[..., y:, x:], true[..., y:, x:]) for seen, true in sides]
+        result["perceptual"] = torch.stack(looked).mean(0)
         result["loss"] = result["loss"] + config.perceptual_weight * result["perceptual"].mean()
     if config.pairs:
         a, b = made[-1][number:, :3].chunk(2)
@@ -114,17 +118,17 @@ def refiner_losses(
     return result
 
 
-def _sides(made: Tensor, truth: Tensor, behind: Tensor) -> tuple[Tensor, Tensor]:
+def _sides(made: Tensor, truth: Tensor, clean: Tensor, behind: Tensor) -> tuple[Tensor, Tensor]:
     """What is made and what is true, premultiplied (B, 4, H, W), over colours (B, 3), for their colours to be compared.
 
-    The silhouette is not the refiner's to change, so the true colours get that of the view; where they are not known,
-    since nobody is there in truth, what is made counts as true. Otherwise colours learn to make up for the silhouette,
-    and it gets fringes.
+    The silhouette is not the refiner's to change, so the true colours get that of the view, and where there are none,
+    since nobody is there in truth, the `clean` ones stand for them. Otherwise colours learn to make up for what is
+    wrong with the silhouette, and it gets fringes.
     """
-    rgb, alpha = made[:, :3], made[:, 3:]
-    known = alpha * truth[:, :3] + (1 - truth[:, 3:]) * rgb.detach()
+    alpha = clean[:, 3:]
+    known = alpha * truth[:, :3] + (1 - truth[:, 3:]) * clean[:, :3]
     beyond = (1 - alpha) * behind[..., None, None]
-    return rgb + beyond, known + beyond
+    return made[:, :3] + beyond, known + beyond
 
 
 def check_settings(config: RefinerConfig) -> None:

@@ -285,42 +285,54 @@ def test_views_are_spoiled_and_photographs_and_pairs_are_not():
     assert rgb.min() >= 0 and (rgb <= alpha + 1e-6).all()
 
 
+def right(batch):
+    """What is to come out, of both sizes: true colours with the silhouette of the view, else those interpolated."""
+    out, count = [], len(batch.truth)
+    for scale, truth in ((2, F.avg_pool2d(batch.truth, 2)), (4, batch.truth)):
+        clean = enlarge(batch.views, scale)
+        alpha, known = clean[:count, 3:], truth[:, 3:]
+        colours = torch.where(known > 0, truth[:, :3] / known, 0)  # straight
+        clean[:count, :3] = torch.lerp(clean[:count, :3], alpha * colours, known)
+        out.append(clean)
+    return out
+
+
 def test_the_losses_are_nil_for_what_is_right_and_see_what_is_wrong(eyes):
-    batch = balls().draw(3, seeded())
-    calls = []
+    """Where the silhouette is another than the true one, too."""
+    batch, calls, wrong = balls().draw(3, seeded()), [], torch.zeros(7, 4, 48, 48)
 
     def knows(views):
         calls.append(views.shape)
-        right = torch.cat([batch.truth, enlarge(batch.views[3:], 4)])
-        return [F.avg_pool2d(right, 2), right + wrong]
+        half, whole = right(batch)
+        return [half, whole + wrong]
 
-    wrong = torch.zeros(7, 4, 48, 48)
     found = refiner_losses(knows, batch, TINY, eyes)
     assert calls == [(7, 4, 12, 12)]  # one call of one tensor, so that it can be replayed as a CUDA graph
     assert float(found["l1"].max()) < 1e-6 and float(found["perceptual"].max()) < 1e-6
     assert float(found["loss"]) == pytest.approx(TINY.consistency_weight * float(found["consistency"]), abs=1e-6)
-    wrong[1, :3] = 0.1  # of one size, where somebody is
-    seen, share = refiner_losses(knows, batch, TINY, eyes), float(batch.truth[1, 3].mean())
-    assert seen["l1"].tolist() == pytest.approx([0, 0.05 * share, 0], abs=1e-6) and seen["perceptual"][1] > 1e-3
+    wrong[1, :3] = 0.1  # of one size
+    seen = refiner_losses(knows, batch, TINY, eyes)
+    assert seen["l1"].tolist() == pytest.approx([0, 0.05, 0], abs=1e-6) and seen["perceptual"][1] > 1e-3
     wrong[1], wrong[5:, :3] = 0, 0.2  # one side of the pairs
     apart = refiner_losses(knows, batch, TINY, eyes)
     assert float(apart["consistency"]) > float(found["consistency"]) + 0.1 and not apart["l1"].max() > 1e-6
-    without = refiner_losses(lambda v: knows(v)[:2], balls(pairs=0).draw(3, seeded()), replace(TINY, pairs=0), eyes)
-    assert "consistency" not in without
+    less = replace(TINY, pairs=0, perceptual_weight=0.0)
+    assert refiner_losses(knows, batch, less, None).keys() == {"loss", "l1"}
 
 
-def test_the_silhouette_is_not_held_against_it(eyes):
-    """True colours of another silhouette are right, and what is seen where nobody is in truth is not looked at."""
-    batch = balls(pairs=0).draw(3, seeded())
-    made, colours = [], []
-    for truth in (F.avg_pool2d(batch.truth, 2), batch.truth):
-        colours.append(torch.where(truth[:, 3:] > 0, truth[:, :3] / truth[:, 3:], 0.3))
-        alpha = torch.rand(truth[:, 3:].shape, generator=seeded())
-        made.append(torch.cat([alpha * colours[-1], alpha], dim=1))
-    found = refiner_losses(lambda views: made, batch, replace(TINY, pairs=0), eyes)
-    assert float(found["l1"].max()) < 1e-5
-    made = [torch.cat([(1 - c) * m[:, 3:], m[:, 3:]], dim=1) for c, m in zip(colours, made, strict=True)]
-    assert refiner_losses(lambda views: made, batch, replace(TINY, pairs=0), eyes)["l1"].min() > 0.05
+def test_the_grid_of_what_looks_meets_that_of_pixels_differently():
+    pairs, generator = balls(pairs=0), seeded()
+    skips = {pairs.draw(1, generator).skip for _ in range(100)}
+    assert len(skips) > 40 and {n for skip in skips for n in skip} == set(range(8))
+    shapes = []
+
+    def looks(seen, true):
+        shapes.append(seen.shape[-2:])
+        return (seen - true).abs().mean((1, 2, 3))
+
+    batch = replace(pairs.draw(1, generator), skip=(3, 6))
+    refiner_losses(lambda views: right(batch), batch, replace(TINY, pairs=0), looks)
+    assert shapes == [(24 - 3, 24 - 6), (48 - 3, 48 - 6)]
 
 
 # -- training ---------------------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 # E20 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_refiner.sh OUT [people] [train] [measure] [pictures] [bench]   (default: all; preset small)
 # people: TRAIN + VALIDATION people of VIEWS views of SIZE pixels, and their planes of full size under DECODER, each CHUNK fitted
-# while others are made; train: VARIANTS: `refiner` as configured, `apart` (views need not agree); measure: each on held-out views
-# of validation people, and on GENERATED people (a folder of planes of the same decoder; none: fitted people alone); pictures:
-# cuts and turns of the first; bench: what it costs, on a machine that does nothing else.
-# PRESET, FIT_FLAGS, TRAIN_FLAGS, GPUS and PYTHON change the rest; people are drawn by SPREAD GPUs (default: the first).
+# while others are made; train: VARIANTS: `refiner` as configured, `apart` (views need not agree), `l1` (no perceptual loss);
+# measure: each on held-out views of validation people, and on GENERATED people (a folder of planes of the same decoder; none:
+# fitted people alone); pictures: cuts and turns of the first; bench: what it costs, on a machine that does nothing else.
+# PRESET, FIT_FLAGS, TRAIN_FLAGS, LIMIT, GPUS and PYTHON change the rest; people are drawn by SPREAD GPUs (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-people train measure pictures bench}
@@ -13,7 +13,7 @@ preset=${PRESET:-small} limit=${LIMIT:-64} generated=${GENERATED:-}
 export TRAIN=${TRAIN:-128} VALIDATION=${VALIDATION:-32} VIEWS=${VIEWS:-24} SIZE=${SIZE:-1024} CHUNK=${CHUNK:-16}
 export FIT_FLAGS="${FIT_FLAGS:- }"
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0} RUNS=${RUNS:-runs/refiner}
-train_flags=${TRAIN_FLAGS:-} variants=(${VARIANTS:-refiner apart})
+train_flags=${TRAIN_FLAGS:-} variants=(${VARIANTS:-refiner apart l1})
 python=${PYTHON:-python3} runs=$(realpath -m "$RUNS") tools=$(dirname "$0")
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
 fitted=$runs/fitted captures=$runs/people/made
@@ -31,6 +31,7 @@ train_one() {
   case $1 in
     refiner) flags= ;;
     apart) flags="--refiner.consistency-weight 0" ;;
+    l1) flags="--refiner.perceptual-weight 0" ;;
     *) echo "unknown variant $1" >&2; return 1 ;;
   esac
   minirodin train refiner --data "$fitted/train" --captures "$captures" --validation "$fitted/validation" --preset "$preset" \
