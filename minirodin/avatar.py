@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,16 +82,17 @@ class Avatar:
             return self
         return Avatar(self.planes.to(device), copy.deepcopy(self.decoder).to(device), self.config, self.origin)
 
-    def views(self, cameras: Cameras, resolution: int | None = None) -> Tensor:
+    def views(self, cameras: Cameras, resolution: int | None = None, depth: bool = False) -> Tensor:
         """Pictures from any cameras: (V, H, W, 4) float32 RGBA in [0, 1], straight alpha.
 
         Args:
             resolution: render the planes at this size instead of their own (E5c).
+            depth: with a fifth channel, as in `render_views`.
         """
         resolution = resolution or self.planes.shape[-1]
         planes, settings = resize_planes(self.planes, resolution), self.config.render
-        occupancy = self.occupancy(resolution)
-        return render_views(planes, self.decoder, cameras, occupancy, settings.bins, settings.view_samples)
+        quadrature = self.occupancy(resolution), settings.bins, settings.view_samples
+        return render_views(planes, self.decoder, cameras, *quadrature, depth=depth)
 
     def occupancy(self, resolution: int | None = None) -> Occupancy:
         """Where the avatar is, at a plane size; computed once."""
@@ -111,16 +113,26 @@ class Avatar:
         return self.views(orbit_cameras(azimuth, elevation, size), resolution)[0]
 
     def turntable(
-        self, path: str | Path, frames: int = 48, size: int = 256, elevation: float = 8, show_progress: bool = False
+        self,
+        path: str | Path,
+        frames: int = 48,
+        size: int = 256,
+        elevation: float = 8,
+        show_progress: bool = False,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Path:
-        """A full turn as MP4 or GIF (by the file's ending), on white; raises `RenderError` for another ending."""
+        """A full turn as MP4 or GIF (by the file's ending), on white; raises `RenderError` for another ending.
+
+        `finish` may change each view (1, H, W, 4), as `refiner.refine` does.
+        """
         kind = Path(path).suffix.lower()
         if kind not in (".mp4", ".gif"):
             raise RenderError(f"{path} ends in {kind or 'nothing'!r}: a turntable is an .mp4 or a .gif")
         cameras = orbit_cameras(np.arange(frames) * 360 / frames, elevation, size)
         turn = progress(range(frames), desc="turntable", unit="frame", enabled=show_progress)
-        images = torch.cat([self.views(cameras[[i]]).cpu() for i in turn])
-        rgb = (to_rgb(images) * 255).round().byte().numpy()
+        views = (self.views(cameras[[i]]) for i in turn)
+        views = (finish(view) if finish else view for view in views)
+        rgb = torch.cat([(to_rgb(view) * 255).round().byte().cpu() for view in views]).numpy()
         settings = {"fps": 24, "macro_block_size": 2} if kind == ".mp4" else {"duration": 1000 / 24, "loop": 0}
         imageio.imwrite(path, rgb, **settings)
         return Path(path)

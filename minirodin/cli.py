@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from minirodin.cli_models import assess, compare, encode, judge, pack, sample, train, tune, upsample
+from minirodin.cli_refiner import refine
 from minirodin.config import PRESETS, Config
 from minirodin.config import preset as load_preset
 from minirodin.errors import ConfigError, MinirodinError, RenderError
@@ -129,7 +130,7 @@ def evaluate(
 
 
 def bench(
-    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler"]],
+    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner"]],
     subject: Positional[Path | None] = None,
     preset: str = "small",
     decoder: Path | None = None,
@@ -139,9 +140,9 @@ def bench(
 
     Args:
         what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants; upsampler,
-            training steps, and planes at 10 steps.
+            training steps, and planes at 10 steps; refiner, one view and several.
         subject: captures to fit, or an avatar to render; the others need nothing.
-        preset: smoke, small or full; for fit, unet and upsampler.
+        preset: smoke, small or full; for fit, unet, upsampler and refiner.
         decoder: fit under this decoder (stage two) instead of learning one.
         out: file for the numbers; they are always printed.
     """
@@ -149,6 +150,7 @@ def bench(
     from minirodin.benchmark import bench_fit, bench_render
     from minirodin.benchmark_unet import bench_conv, bench_unet, bench_upsampler
     from minirodin.evaluation import provenance, write_json
+    from minirodin.refiner_evaluation import bench_refiner
 
     if what in ("fit", "render") and subject is None:
         raise ConfigError(f"bench {what} needs {'captures' if what == 'fit' else 'an avatar'}: name it")
@@ -158,6 +160,7 @@ def bench(
         "conv": bench_conv,
         "unet": lambda: bench_unet(config),
         "upsampler": lambda: bench_upsampler(config),
+        "refiner": lambda: bench_refiner(config),
     }
     results = runs[what]()
     results = {**provenance(), **results}
@@ -178,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    models = (train, encode, assess, pack, sample, tune, upsample, judge, compare)
+    models = (train, encode, assess, pack, sample, tune, upsample, refine, judge, compare)
     functions = (avatars, fit, render, demo, evaluate, *models, bench, doctor)
     commands = {f.__name__: f for f in functions}
     for command in (fit, train):

@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from minirodin.cli_refiner import train_refiner
 from minirodin.config import Config
 from minirodin.config import preset as load_preset
 from minirodin.errors import CheckpointError, ConfigError
 
 
 def train(
-    what: Positional[Literal["base", "upsampler", "classifier", "encoder", "latent"]],
+    what: Positional[Literal["base", "upsampler", "refiner", "classifier", "encoder", "latent"]],
     data: Path,
     out: Path,
     config: Annotated[Config, tyro.conf.arg(name="")],
@@ -29,29 +30,31 @@ def train(
     """Train a network; the same command resumes. Also under accelerate launch and torchrun.
 
     Args:
-        what: base, the diffusion model on 64² planes; upsampler, the one from those to 256²; encoder, the space of
-            images and texts; latent, the diffusion model on its latents; classifier, the judge of attributes in
-            pictures.
-        data: for base and upsampler the folder that `minirodin fit` wrote, for latent the file of `minirodin encode`,
-            for the others the folder of `minirodin avatars --portraits`.
+        what: base, the diffusion model on 64² planes; upsampler, the one from those to 256²; refiner, the network from
+            views of 256² to 1024²; encoder, the space of images and texts; latent, the diffusion model on its latents;
+            classifier, the judge of attributes in pictures.
+        data: for base, upsampler and refiner the folder that `minirodin fit` wrote, for latent the file of
+            `minirodin encode`, for the others the folder of `minirodin avatars --portraits`.
         out: folder of the model, its log, loss curve and previews.
         config: any setting of the preset.
         preset: smoke, small or full: the settings below start from it.
         variant: of base: planes stacked in channels, rolled out, or, as by default, that with 3D-aware convolutions.
-        validation: another folder like `data` (for base: of the same decoder), whose loss is logged.
+        validation: another folder like `data` (for base and refiner: of the same decoder), whose loss is logged.
         start: of base: the folder of another one to begin from, instead of random weights.
-        captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes.
+        captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes. Of
+            refiner: those of everybody, of four times the side of its views.
         augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
     """
     runs = {
         "base": lambda: _train_base(data, config, out, validation, variant or "aware", start),
         "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
+        "refiner": lambda: train_refiner(data, config, out, validation, captures),
         "classifier": lambda: _train_classifier(data, config, out, validation),
         "encoder": lambda: _train_encoder(data, config, out, validation),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
-    of_base, of_upsampler = {"variant": variant, "start": start}, {"captures": captures, "augmentation": augmentation}
-    options = {"base": of_base, "upsampler": of_upsampler}
+    options = {"base": {"variant": variant, "start": start}, "upsampler": {"augmentation": augmentation}}
+    options.setdefault("refiner" if what == "refiner" else "upsampler", {})["captures"] = captures
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
     if os.environ.get("RANK", "0") == "0":

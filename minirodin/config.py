@@ -184,6 +184,25 @@ class UpsamplerConfig:
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """E20: the convolutional network from a rendered view to one of twice and of four times its side."""
+
+    channels: tuple[int, ...] = (96, 32, 16)  # at 1, 2 and 4 times the side of the view
+    blocks: tuple[int, ...] = (12, 2, 1)  # residual blocks there
+    view: int = 256  # pixels a side of the views; photographs to learn from have four times as many
+    patch: int = 64  # pixels a side of the part of a view that is learned from at a time
+    resolutions: tuple[int, ...] = (256, 128, 64)  # sizes that planes are rendered at: softer ones, as generated
+    blur: float = 0.7  # pixels, largest standard deviation of the blur that a view gets in training …
+    noise: float = 0.02  # … and of the noise
+    perceptual: str = ""  # as of the upsampler
+    perceptual_weight: float = 0.01  # beside the L1 loss
+    pairs: int = 4  # pairs of neighbouring views in each part of a batch, that shall agree …
+    turn: float = 6.0  # … degrees apart …
+    consistency_weight: float = 0.2  # … and how much that counts
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=10_000, batch=16, lr=5e-4))
+
+
+@dataclass(frozen=True)
 class ClassifierConfig:
     """The attribute classifier, which judges pictures independently of everything that made them."""
 
@@ -248,6 +267,7 @@ class Config:
     fit: FitConfig = field(default_factory=FitConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     upsampler: UpsamplerConfig = field(default_factory=UpsamplerConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
@@ -297,6 +317,10 @@ PRESETS = {
                 **{"log_every": 10, "preview_every": 40, "checkpoint_every": 20},
             ),
         ),
+        refiner=RefinerConfig(
+            **{"channels": (24, 12, 8), "blocks": (3, 1, 1), "view": 64, "patch": 24, "resolutions": (64, 32)},
+            train=TrainConfig(steps=60, batch=4, lr=2e-3, warmup=10, ema=0.9, log_every=10, checkpoint_every=20),
+        ),
         encoder=EncoderConfig(
             **{"attribute_weight": 1.0, "tower": ""},
             **{"size": 64, "patch": 16, "width": 96, "layers": 3, "text_width": 64, "text_layers": 2, "head_width": 32},
@@ -340,6 +364,7 @@ PRESETS = {
             unet=UNetConfig(channels=(128, 128, 256, 512), blocks=2, attention=(), aware_levels=4, checkpointing=True),
             train=TrainConfig(steps=300_000, batch=64, lr=1e-4, warmup=5000, ema=0.9999, graph=False),
         ),
+        refiner=RefinerConfig((128, 64, 32), (24, 4, 2), train=TrainConfig(steps=100_000, batch=64, ema=0.9999)),
     ),
 }
 

@@ -179,28 +179,9 @@ def read_portrait(source, size: int = 256) -> Tensor:
     Raises:
         DataError: no file, not a picture, or one that is too small or too large.
     """
-    name = "the picture" if isinstance(source, (Image.Image, np.ndarray)) else str(source)
     if size < SMALLEST:
         raise DataError(f"size is {size}: give at least {SMALLEST} pixels")
-    try:
-        if isinstance(source, np.ndarray):
-            source = Image.fromarray(source)
-        with source.copy() if isinstance(source, Image.Image) else Image.open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{name} has {image.width}×{image.height} pixels, > {MAX_PIXELS // 10**6} M: scale it")
-            if min(image.size) < SMALLEST:
-                raise DataError(f"{name} has {image.width}×{image.height} pixels: give at least {SMALLEST} a side")
-            if image.mode == "RGB":  # a large JPEG is read at a fraction of its size
-                image.draft("RGB", (2 * size, 2 * size))
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"{name} is too large a picture; at most {MAX_PIXELS // 10**6} M pixels: scale it") from None
-    except FileNotFoundError:
-        raise DataError(f"{name} does not exist: give a picture file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, AttributeError) as error:
-        raise DataError(f"{name} is not a readable picture: {' '.join(str(error).split())[:200]}") from None
+    rgb = _on_white(open_picture(source, SMALLEST, 2 * size))
     scale = size / max(rgb.size)
     rgb = rgb.resize([max(1, round(n * scale)) for n in rgb.size], Image.Resampling.BICUBIC)
     pixels = np.asarray(rgb)  # (h, w, 3)
@@ -212,15 +193,52 @@ def read_portrait(source, size: int = 256) -> Tensor:
     return torch.from_numpy(square).permute(2, 0, 1).float() / 255
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode, alpha over white."""
+def open_picture(source, smallest: int = 1, enough: int = 0) -> Image.Image:
+    """Any picture as 8-bit RGB or RGBA, turned as EXIF says.
+
+    Args:
+        source: as of `read_portrait`.
+        smallest: pixels a side that it must have.
+        enough: pixels a side beyond which a JPEG may be read at a fraction of its size; 0: none.
+
+    Raises:
+        DataError: no file, not a picture, or one that is too small or too large.
+    """
+    name = "the picture" if isinstance(source, (Image.Image, np.ndarray)) else str(source)
+    try:
+        if isinstance(source, np.ndarray):
+            source = Image.fromarray(source)
+        with source.copy() if isinstance(source, Image.Image) else Image.open(source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{name} has {image.width}×{image.height} pixels, > {MAX_PIXELS // 10**6} M: scale it")
+            if min(image.size) < smallest:
+                raise DataError(f"{name} has {image.width}×{image.height} pixels: give at least {smallest} a side")
+            if image.mode == "RGB" and enough:
+                image.draft("RGB", (enough, enough))
+            return _eight_bits(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(f"{name} is too large a picture; at most {MAX_PIXELS // 10**6} M pixels: scale it") from None
+    except FileNotFoundError:
+        raise DataError(f"{name} does not exist: give a picture file") from None
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, AttributeError) as error:
+        raise DataError(f"{name} is not a readable picture: {' '.join(str(error).split())[:200]}") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """8-bit RGB, or RGBA where there is transparency, of an image of any mode."""
     if image.mode.startswith("I"):  # 16 bits of grey, under several names
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":  # floats, in [0, 1] or up to 255
         values = np.nan_to_num(np.asarray(image))
         image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return image.convert("RGBA" if transparent else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

@@ -224,6 +224,7 @@ def render_views(
     samples: int = 64,
     grid: int = 64,
     chunk: int | None = None,
+    depth: bool = False,
 ) -> Tensor:
     """Pictures of one subject.
 
@@ -232,6 +233,7 @@ def render_views(
         cameras: V views.
         occupancy: of this subject (B = 1); made from the planes when not given.
         chunk: rays at a time; by default many on a GPU, and on a CPU so few that what they need stays in its caches.
+        depth: add a fifth channel, how far from the camera the light of a pixel comes from; 0 where there is none.
 
     Returns:
         (V, H, W, 4) float32 in [0, 1], RGBA with straight alpha.
@@ -240,7 +242,7 @@ def render_views(
     chunk = chunk or (1 << 16 if planes.is_cuda else 1 << 10)
     if occupancy is None:
         occupancy = occupancy_from_planes(planes, decoder, grid)
-    pictures = torch.zeros(len(cameras), cameras.height * cameras.width, 4, device=device)
+    pictures = torch.zeros(len(cameras), cameras.height * cameras.width, 5 if depth else 4, device=device)
     for picture, matrix, intrinsics in zip(pictures, cameras.camera_to_world, cameras.intrinsics, strict=True):
         pixels = torch.arange(cameras.height * cameras.width, device=device)
         for part in pixels.split(chunk):
@@ -251,6 +253,8 @@ def render_views(
             o, d = (r[None, hit] for r in rays)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 out = shade(planes, decoder, o, d, t[:, hit], delta[:, hit])
-            rgb = out.rgb / out.alpha.clamp(min=1e-6)[..., None]
-            picture[part[hit]] = torch.cat([rgb, out.alpha[..., None]], dim=-1)[0].clamp(0, 1)
-    return pictures.view(len(cameras), cameras.height, cameras.width, 4)
+            alpha = out.alpha.clamp(min=1e-6)[..., None]
+            picture[part[hit], :4] = torch.cat([out.rgb / alpha, out.alpha[..., None]], dim=-1)[0].clamp(0, 1)
+            if depth:
+                picture[part[hit], 4] = (out.depth / alpha[..., 0])[0].float()
+    return pictures.view(len(cameras), cameras.height, cameras.width, -1)

@@ -73,7 +73,7 @@ def gaussian_blur(planes: Tensor, deviation: Tensor) -> Tensor:
     maps = rearrange(planes, "b k c h w -> (k c) b h w")  # (3C, B, R, R): a person is a channel
     maps = F.pad(maps, (reach,) * 4, mode="replicate")
     maps = F.conv2d(maps, kernel[:, None, :, None], groups=b)
-    return rearrange(F.conv2d(maps, kernel[:, None, None], groups=b), "(k c) b h w -> b k c h w", k=3)
+    return rearrange(F.conv2d(maps, kernel[:, None, None], groups=b), "(k c) b h w -> b k c h w", k=planes.shape[1])
 
 
 def told(noise: Tensor) -> Tensor:
