@@ -167,9 +167,7 @@ class UpsamplerConfig:
     )
     diffusion: DiffusionConfig = field(
         # Sixteen texels average where there was one: log 16 lower than the base model's.
-        default_factory=lambda: DiffusionConfig(
-            "cosine", shift=-4.0, log_snr_min=-14.0, prediction="x0", vlb_weight=0.0
-        )
+        default_factory=lambda: DiffusionConfig("cosine", 6.0, -14.0, shift=-4.0, prediction="x0", vlb_weight=0.0)
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     view: int = 256  # pixels a side of the pictures that E19 compares
@@ -292,14 +290,8 @@ PRESETS = {
         decoder=DecoderConfig(hidden=32),
         render=RenderConfig(grid=32, bins=64, samples=12, view_samples=32),
         fit=FitConfig(
-            shared_steps=240,
-            steps=120,
-            group=4,
-            rays=512,
-            grid_every=20,
-            resolutions=(64, 32),
-            resolution_weights=(0.6, 0.4),
-            checkpoint_every=50,
+            **{"shared_steps": 240, "steps": 120, "group": 4, "rays": 512, "grid_every": 20},
+            **{"resolutions": (64, 32), "resolution_weights": (0.6, 0.4), "checkpoint_every": 50},
         ),
         base=BaseConfig(
             unet=UNetConfig(channels=(24, 48), blocks=1, attention=(16,), head_width=24, aware_levels=1),

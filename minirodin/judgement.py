@@ -163,8 +163,7 @@ def judge_edits(
         lacking = (before[:, column] != goal) & (wanted[:, column] != HIDDEN)
         if not lacking.any():
             continue
-        there, here = pipe.encoder.texts([target, source])
-        edited = F.normalize(latents + strength * (there - here), dim=1)
+        edited = F.normalize(latents + strength * pipe.direction(target, source).to(latents), dim=1)
         after = named(classifier, sculpted(pipe, edited, scale, steps, show=show)[1])
         others = [i for i, other in enumerate(heads) if other not in {head, *RELATED.get(head, ())}]
         same = (after == before)[:, others] & (wanted[:, others] != HIDDEN)

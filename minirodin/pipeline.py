@@ -17,6 +17,8 @@ from minirodin.portraits import read_portrait
 __all__ = ["Avatar", "RodinPipeline", "to_rgb"]
 PROMPT_GUIDANCE = 2.0  # of the latent model towards a text
 MAX_STRENGTH = 10.0  # of an edit
+DRAWS, DRAW_STEPS = 48, 20  # latents that each text of an edit is turned into, and steps for them
+REACH = 1.5  # times that difference is an edit of strength 1: what people of a text share is less than what tells it
 
 
 class RodinPipeline:
@@ -113,7 +115,7 @@ class RodinPipeline:
         guidance_scale: float = 1.5,
         num_inference_steps: int = 25,
     ) -> Avatar:
-        """E16: the same person as `target` says, z′ = z + s·δ, δ from the embedding of `source` to that of `target`.
+        """E16: the same person as `target` says, z′ = z + s·δ, with δ of `direction`.
 
         The noise stays that of the subject, so that what is not asked for changes little.
 
@@ -128,9 +130,25 @@ class RodinPipeline:
         if not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
             raise ConfigError(f"strength is {strength}: give a number within ±{MAX_STRENGTH}")
         latent, noise = self._origin(subject)
-        there, here = self._part("encoder").texts([target, source or "a person"]).to(latent)
-        edited = F.normalize(latent + strength * (there - here), dim=0)
+        edited = F.normalize(latent + strength * self.direction(target, source).to(latent), dim=0)
         return self.sculpt(edited, noise if seed is None else seed, guidance_scale, num_inference_steps)
+
+    def direction(self, target: str, source: str | None = None) -> Tensor:
+        """E16: δ (Z,), the way from latents of people as `source` says to those as `target` says.
+
+        The paper subtracts embeddings of texts. But texts lie beside the pictures of their space, and so does what
+        leads from one text to another: latents leave the ground that the base model knows. So both texts are turned
+        into latents of pictures first, by the latent model, from the same noise; δ leads from mean to mean. Without a
+        latent model it is the difference of the texts.
+        """
+        texts = self._part("encoder").texts([target, source or "a person"])
+        if self.prior is None:
+            return texts[0] - texts[1]
+        there, here = (
+            self.prior.sample(DRAWS, text.expand(DRAWS, -1), steps=DRAW_STEPS, guidance_scale=PROMPT_GUIDANCE)
+            for text in texts
+        )
+        return REACH * (there - here).mean(0)
 
     def interpolate(
         self, a: Avatar | Tensor, b: Avatar | Tensor, count: int = 5, guidance_scale: float = 1.5,

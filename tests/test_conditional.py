@@ -257,6 +257,17 @@ def test_edits_move_the_latent_and_keep_the_noise(pipe, tmp_path):
     torch.testing.assert_close(pipe.edit(kept, "b", "a", num_inference_steps=2).planes, edited.planes)
 
 
+def test_an_edit_goes_where_the_latent_model_sees_both_texts(pipe):
+    """From mean to mean of what it makes of them from the same noise: nothing for the same text, else towards it."""
+    assert pipe.direction("b", "b").abs().max() == 0
+    texts = pipe.encoder.texts(["b", "a"])
+    there, here = (pipe.prior.sample(48, t.expand(48, -1), steps=20, guidance_scale=2.0).mean(0) for t in texts)
+    torch.testing.assert_close(pipe.direction("b", "a"), 1.5 * (there - here), rtol=1e-4, atol=1e-5)
+    plain = RodinPipeline(pipe.base, pipe.encoder)
+    torch.testing.assert_close(plain.direction("b", "a"), texts[0] - texts[1])
+    assert F.cosine_similarity(pipe.direction("b", "a"), CENTRES[1] - CENTRES[0], dim=0) > 0.8
+
+
 def test_interpolation_begins_and_ends_with_the_two(pipe):
     a, b = pipe("a", seed=1, num_inference_steps=2), pipe("b", seed=2, num_inference_steps=2)
     arc = [avatar.origin.latent for avatar in pipe.interpolate(a, b, 5, num_inference_steps=2)]
