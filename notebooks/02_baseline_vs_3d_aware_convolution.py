@@ -503,7 +503,7 @@ from minirodin.plots import planes_to_rgb
 colours = planes_to_rgb(torch.stack(drowned).cpu(), data.cpu())[:, 0]  # uv, in the colours of the clean planes
 titles = [f"λ = {level}" for level in levels]
 shown = [*(picture(planes) for planes in drowned), *colours]
-photo(show_images(shown, titles, columns=len(levels), title="a person in more and more noise: rendered; plane uv"))
+photo(show_images(shown, titles, columns=len(levels), title="a person in more and more noise: rendered; plane uv"), 75)
 
 # %% tags=["check"]
 for level, planes in zip(levels, drowned, strict=True):
@@ -1114,7 +1114,7 @@ kept = [0, 3, 6, 8, 10, 12, 15]
 noisy = standardise(space.unstandardise(torch.stack([track[i][0] for i in kept])), mean, std)
 shown = [*planes_to_rgb(noisy.cpu(), data.cpu())[:, 0], *(portrait(track[i][1]) for i in kept)]
 titles = [f"step {i + 1}" for i in kept]
-photo(show_images(shown, titles, columns=len(kept), title="above: y_t, uv; below: the network's ŷ₀, rendered"))
+photo(show_images(shown, titles, columns=len(kept), title="above: y_t, uv; below: the network's ŷ₀, rendered"), 70)
 
 # %% tags=["check"]
 moved = [float((track[i + 1][1] - track[i][1]).square().mean()) for i in range(len(track) - 1)]

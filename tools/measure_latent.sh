@@ -36,7 +36,8 @@ portraits() {
       --workers $((($(nproc) + n - 1) / n)) --out "$portraits/train" &
   done
   unset GLCONTEXT_DEVICE_INDEX
-  all && "$python" -m minirodin avatars --portraits --count "$unseen" --seed 1700000 --views "$views" --size "$size" --out "$portraits/unseen"
+  "$python" -m minirodin avatars --portraits --count "$unseen" --seed 1700000 --views "$views" --size "$size" --out "$portraits/unseen" &
+  all
 }
 see() {
   local data=(--data "$portraits/train" --validation "$portraits/unseen" --preset "$preset") tower i=0 best
