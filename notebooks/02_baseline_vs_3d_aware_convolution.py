@@ -568,9 +568,10 @@ print(f"found at λ = −8: {told[-8]:.0%}, at −10: {told[-10]:.0%}, at −14:
 
 # %% [markdown]
 # A person is many thousand texels that agree, and averaging them beats the noise. A network that is trained down to
-# λ = −8 only learns to read off its first $y_t$ who is meant. Then sampling hands it noise with nobody in it, and it
-# reads somebody anyway, whatever the latent (chapter 03) says. Ours did: see `results/runs.md`. So λ runs to −14 now,
-# and on planes of 256² it would have to run further still.
+# λ = −8 only can read off its first $y_t$ who is meant; sampling hands it noise with nobody in it. So λ runs to −14
+# now, and on planes of 256² it would have to run further still. What that is worth is not measured yet: our first
+# model with latents (chapter 03), trained down to −8, followed them badly, but not for this reason alone
+# (`results/runs.md`).
 
 # %% [markdown]
 # ### Schedules
