@@ -9,18 +9,19 @@
 # same by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON;
 # collect: one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
-# drawn by SPREAD GPUs (default: the first).
+# drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
 preset=${PRESET:-small} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
-fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
+fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1200 --fit.total-variation 0.1}
 train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
 variants=(${VARIANTS:-baseline rollout aware})
 studies=(${STUDIES:-alike_lr-1e-3_shift-0 lr-6e-4_shift-0 lr-1e-3_shift-0 lr-1e-3_shift-2 lr-1e-3_batch-32_steps-2000_shift-0
   lr-2e-3_shift-0 lr-2e-3_shift-2 lr-2e-3_batch-32_steps-2000_shift-0})
-shares=${SPREAD:-1}
+drawers=(${SPREAD:-0})
+shares=${#drawers[@]}
 python=${PYTHON:-python3} study_steps=${STUDY_STEPS:-1200} runs=$(realpath -m "${RUNS:-runs/base}")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
@@ -46,11 +47,11 @@ data() {
   minirodin evaluate "$runs/fitted/validation" "$runs/people/${chunks[0]}" --limit 32 --out "$out/base_planes.json" >/dev/null
 }
 add() { (($2 >= $3)) || chunks+=("$1/$2-$(($3 - $2 < chunk ? $3 - $2 : chunk))"); }  # KIND FIRST END
-make_all() {  # the validation people, then a share of the others on each of SPREAD GPUs
+make_all() {  # the validation people, then a share of the others on each of the GPUs of SPREAD
   local i jobs=() job
-  make_some 1000000 "$validation" 0 "$(nproc)" || return
+  make_some 1000000 "$validation" "${drawers[0]}" "$(nproc)" || return
   for ((i = 0; i < shares; i++)); do
-    make_some $((train * i / shares)) $((train * (i + 1) / shares - train * i / shares)) $i $((($(nproc) + shares - 1) / shares)) &
+    make_some $((train * i / shares)) $((train * (i + 1) / shares - train * i / shares)) "${drawers[i]}" $((($(nproc) + shares - 1) / shares)) &
     jobs+=($!)
   done
   for job in "${jobs[@]}"; do wait "$job" || return; done

@@ -7,7 +7,7 @@
 # all; prior: the model over latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge:
 # portraits, prompts and edits of the unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents.
 # PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest;
-# people are drawn by SPREAD GPUs (default: the first).
+# people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-portraits see people encode prior base judge contrast}
@@ -28,10 +28,11 @@ all() {  # wait for everything begun with &; whether all went well
 say() { echo "[$SECONDS s] $*"; }
 
 portraits() {
-  local share n=${SPREAD:-1} first last
+  local share drawers=(${SPREAD:-0}) n first last
+  n=${#drawers[@]}
   for ((share = 0; share < n; share++)); do
     first=$((people * share / n)) last=$((people * (share + 1) / n))
-    [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$share
+    [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=${drawers[share]}
     "$python" -m minirodin avatars --portraits --count $((last - first)) --seed $((100000 + first)) --views "$views" --size "$size" \
       --workers $((($(nproc) + n - 1) / n)) --out "$portraits/train" &
   done

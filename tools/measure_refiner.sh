@@ -5,7 +5,7 @@
 # while others are made; train: VARIANTS: `refiner` as configured, `apart` (views need not agree), `l1` (no perceptual loss);
 # measure: each on held-out views of validation people, and on GENERATED people (a folder of planes of the same decoder; none:
 # fitted people alone); pictures: cuts and turns of the first; bench: what it costs, on a machine that does nothing else.
-# PRESET, FIT_FLAGS, TRAIN_FLAGS, LIMIT, GPUS and PYTHON change the rest; people are drawn by SPREAD GPUs (default: the first).
+# PRESET, FIT_FLAGS, TRAIN_FLAGS, LIMIT, GPUS and PYTHON change the rest; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-people train measure pictures bench}

@@ -6,7 +6,7 @@
 # `plain` (E17 alone), `perceptual` (with E19), `spoiled` (with E18 too, as tuned); clean: validation people, reduced and made large
 # again by each and by interpolation, on held-out views; generated: those of BASE, before and after, compared with real people;
 # pictures: what comes out; bench: what it costs, on a machine that does nothing else.
-# PRESET, FIT_FLAGS, TRAIN_FLAGS, GPUS and PYTHON change the rest; people are drawn by SPREAD GPUs (default: the first).
+# PRESET, FIT_FLAGS, TRAIN_FLAGS, GPUS and PYTHON change the rest; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-people samples tune train clean generated pictures bench}
