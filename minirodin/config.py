@@ -221,7 +221,8 @@ class EncoderConfig:
 
     dimensions: int = 512  # of the space
     size: int = 144  # pixels a side that the image tower sees
-    tower: str = "resnet10t"  # a convolutional network of timm, or, where empty, a ViT of:
+    tower: str = "resnet10t"  # a convolutional network of timm, or, where empty, a ViT of patch, width, layers
+    stem_pool: bool = True  # whether its stem halves pictures twice; else once, as glasses are few pixels wide
     patch: int = 12
     width: int = 256
     layers: int = 6
@@ -381,9 +382,8 @@ def _build(kind, values, where: str):
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is {type(values).__name__}, expected an object with fields")
     hints = typing.get_type_hints(kind)
-    fields = {f.name for f in dataclasses.fields(kind)}
     values = {name: value for name, value in values.items() if f"{where}.{name}" not in RETIRED}
-    if unknown := sorted(set(values) - fields):
+    if unknown := sorted(set(values) - set(hints)):
         raise ConfigError(f"{where} has the unknown field {unknown[0]!r}: it was made by another version of minirodin")
     built = {}
     for name, value in values.items():

@@ -131,10 +131,10 @@ def jitter(pictures: Tensor, generator: torch.Generator, size: int) -> Tensor:
     picture = (picture * draw(*GAIN, 1, 1, 1) * warm.exp()).clamp(0, 1)
 
     # Two thirds are blurred: mixed with one of their own reduced copies.
-    copies = [_reduced(picture, min(size, side)) for side in BLURS]
-    which = draw(0, len(copies)).long()
-    blurred = torch.stack(copies)[which, torch.arange(count, device=pictures.device)]
-    picture = torch.lerp(picture, blurred, draw(-0.5, 1, 1, 1, 1).clamp_min(0).sqrt())
+    which, strength = draw(0, len(BLURS)).long(), draw(-0.5, 1, 1, 1, 1).clamp_min(0).sqrt()
+    for k, side in enumerate(BLURS):
+        if len(of := ((which == k) & (strength.flatten() > 0)).nonzero()[:, 0]):
+            picture[of] = torch.lerp(picture[of], _reduced(picture[of], min(size, side)), strength[of])
 
     noise = torch.randn(picture.shape, generator=generator, device=pictures.device)
     return (picture + draw(0, NOISE, 1, 1, 1) * noise).clamp(0, 1)

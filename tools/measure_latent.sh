@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
-# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, or a network of timm
-# such as resnet10t), of which the one that names most attributes is kept, and the classifier that judges (or CLASSIFIER, learned
+# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, or a network of timm,
+# with settings joined by `_`, such as resnet10t_fine_attributes-4_prompts-4), of which the one that names most attributes is kept, and the classifier that judges (or CLASSIFIER, learned
 # before), one a GPU, and what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of
 # all; prior: the model over latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge:
 # portraits, prompts and edits of the unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents.
-# PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest;
+# PRESET, TRAIN, VALIDATION, PRIOR_DATA, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest;
 # people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
@@ -53,7 +53,16 @@ see() {
     cp "$best" "$out/encoder.json" && best=${best##*/encoder-} && cp -r "$runs/packed-${best%.json}" "$rodin/encoder" && say "kept ${best%.json}"
 }
 encoder() {  # GPU TOWER
-  local flags=(--encoder.tower "${2/vit/}")
+  local part tower=${2%%_*} flags
+  flags=(--encoder.tower "${tower/vit/}")
+  for part in $(cut -s -d_ -f2- --output-delimiter=' ' <<<"$2"); do
+    case $part in
+      fine) flags+=(--encoder.no-stem-pool) ;;
+      attributes-*) flags+=(--encoder.attribute-weight "${part#attributes-}") ;;
+      prompts-*) flags+=(--encoder.prompt-weight "${part#prompts-}") ;;
+      *) echo "unknown setting $part of tower $2" >&2; return 1 ;;
+    esac
+  done
   on "$1" train encoder "${data[@]}" "${flags[@]}" --out "$runs/encoder-$2" ${ENCODER_FLAGS:-} && cp "$runs/encoder-$2/log.csv" "$out/log-encoder-$2.csv" &&
     on "$1" pack "$runs/encoder-$2" --out "$runs/packed-$2" &&  # first: latents are those of the encoder that is shipped
     on "$1" assess "$runs/packed-$2" "$portraits/unseen" --out "$out/encoder-$2.json" >/dev/null && say "encoder $2"
@@ -67,7 +76,7 @@ encode() {
   all
 }
 prior() {
-  on 0 train latent --data "$portraits/train.safetensors" --validation "$portraits/unseen.safetensors" --preset "$preset" \
+  on 0 train latent --data "${PRIOR_DATA:-$portraits/train.safetensors}" --validation "$portraits/unseen.safetensors" --preset "$preset" \
     --out "$rodin/latent" ${PRIOR_FLAGS:-} && cp "$rodin/latent/log.csv" "$out/log-prior.csv"
 }
 base() {

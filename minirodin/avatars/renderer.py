@@ -17,6 +17,7 @@ from minirodin.errors import RenderError
 KEY = np.array([0.46, 0.58, 0.67]) / np.linalg.norm([0.46, 0.58, 0.67])
 TILES, TILE = 7, 320  # depth maps: a grid of 7 × 7, each 320² pixels
 SKY, SOFT = 32, 16  # directions of the sky and of the key light
+READ = 32  # views that are read together
 REACH = 1.42  # half the side of what a depth map sees
 LAYOUT = "3f 3f 3f 1f 3f 1f"
 ORDER = (HAIR, CLOTH, GLOSSY, SKIN, EYE, LENS)  # what hides most first, what is see-through last
@@ -72,6 +73,7 @@ class Renderer:
         self.programs = [gl.program(shaders.VERTEX, fragment) for fragment in shaders.FRAGMENTS]
         self.average = gl.program(shaders.SCREEN_VERTEX, shaders.AVERAGE_FRAGMENT)
         self.straight = gl.program(shaders.SCREEN_VERTEX, shaders.STRAIGHT_FRAGMENT)
+        self.screens = {program: gl.vertex_array(program, []) for program in (self.average, self.straight)}
         self.bake_program["projections"].write(self.projections.transpose(0, 2, 1).astype("f4").tobytes())
         self.bake_program["directions"].write(directions.astype("f4").tobytes())
         self.bake_program["radiance"].write(radiance.astype("f4").tobytes())
@@ -87,22 +89,31 @@ class Renderer:
 
     def render(self, mesh: Mesh, cameras: Cameras) -> np.ndarray:
         """All views of a mesh: (N, H, W, 4) uint8 sRGB with straight alpha."""
-        vertices = self._vertices(mesh)
+        gl, vertices = self.gl, self._vertices(mesh)
         light, parts = self.baked_light(mesh, vertices), []
         content = [(vertices, LAYOUT, *FIELDS), (light, "3f 2f", "light", "seen")]
         kind = mesh.material[mesh.faces[:, 0]]
         for material in ORDER:
             if (kind == material).any():
-                indices = self.gl.buffer(mesh.faces[kind == material].astype("i4").tobytes())
-                drawn = self.gl.vertex_array(self.programs[material], content, indices, skip_errors=True)
+                indices = gl.buffer(mesh.faces[kind == material].astype("i4").tobytes())
+                drawn = gl.vertex_array(self.programs[material], content, indices, skip_errors=True)
                 parts.append((material, drawn, indices))
-        images = [self._view(parts, cameras, i) for i in range(len(cameras))]
+        # Read many at once: processes that share a GPU wait for each other at every read.
+        count, size = len(cameras), cameras.height * cameras.width * 4
+        pixels = gl.buffer(reserve=min(READ, count) * size)
+        images = []
+        for first in range(0, count, READ):
+            views = range(first, min(first + READ, count))
+            for i in views:
+                self._view(parts, cameras, i).read_into(pixels, components=4, write_offset=(i - first) * size)
+            images.append(np.frombuffer(pixels.read(len(views) * size), np.uint8))
+        pixels.release()
         for _, drawn, indices in parts:
             drawn.release()
             indices.release()
         light.release()
         vertices.release()
-        return np.stack(images)
+        return np.concatenate(images).reshape(count, cameras.height, cameras.width, 4)
 
     def _vertices(self, mesh: Mesh):
         columns = [mesh.vertices, mesh.normals, mesh.albedo, mesh.material[:, None], mesh.tangents, mesh.width[:, None]]
@@ -132,7 +143,8 @@ class Renderer:
             resource.release()
         return light
 
-    def _view(self, parts: list, cameras: Cameras, view: int) -> np.ndarray:
+    def _view(self, parts: list, cameras: Cameras, view: int):
+        """Draw one view; the framebuffer that holds it."""
         gl, moderngl = self.gl, self.moderngl
         samples, sampled, mean, averaged, final, _ = self._target(cameras.width, cameras.height)
         projection, eye = camera_projection(cameras, view)
@@ -155,9 +167,8 @@ class Renderer:
             target.use()
             source.use(0)
             program[name].value = 0
-            gl.vertex_array(program, []).render(vertices=3)
-        pixels = np.frombuffer(final.read(components=4), dtype=np.uint8)
-        return pixels.reshape(cameras.height, cameras.width, 4)
+            self.screens[program].render(vertices=3)
+        return final
 
     def _target(self, width: int, height: int):
         """Framebuffers for an image size: samples, their mean, the final pixels."""
