@@ -88,7 +88,6 @@ class UNetConfig:
     head_width: int = 64
     aware_levels: int = 2  # 3D-aware at this many of the highest resolutions; attention does the rest
     dropout: float = 0.0
-    positions: bool = False  # a learned map a plane, added to what enters
     latent: int = 0  # width of the latent z that conditions it (E13); 0: none
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
     drop_latent: float = 0.2  # E14: how often z is withheld in training
@@ -375,7 +374,8 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-RETIRED = {"config.base.train.compile"}  # older files have them; they changed nothing that was made
+# Older files have them; they changed nothing that was made.
+RETIRED = {"config.base.train.compile", "config.base.unet.positions", "config.upsampler.unet.positions"}
 
 
 def _build(kind, values, where: str):

@@ -189,8 +189,6 @@ class UNet(nn.Module):
             return nn.ModuleList([ResBlock(c, d, embedding, aware, config.dropout), attention])
 
         self.enter = conv3(image + given * (3 // maps), base, bias=True)
-        # People stand in the same place: what is usually where, for the latent to choose from.
-        self.position = nn.Parameter(torch.zeros(maps, base, resolution, resolution)) if config.positions else None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = base, [base]
         for level, wide in enumerate(config.channels):
@@ -235,8 +233,6 @@ class UNet(nn.Module):
 
         x = rearrange(planes, "b (m k) c h w -> (b m) (k c) h w", m=maps)  # (B·3, C, R, R) or (B, 3C, R, R)
         x = self.enter(x.contiguous(memory_format=torch.channels_last))
-        if self.position is not None:
-            x = x + repeat(self.position.to(x.dtype), "m c h w -> (b m) c h w", b=b)
         skips = [x]
 
         def run(res: ResBlock, attend: nn.Module, x: Tensor) -> Tensor:

@@ -116,6 +116,17 @@ def test_a_convolutional_tower(tower, tmp_path):
         build_towers(replace(settings.encoder, tower="efficientnet_lite0"), 50)
 
 
+def test_a_stem_that_does_not_pool_sees_twice_as_fine():
+    settings = replace(config().encoder, tower="test_resnet")
+    maps = {}
+    for pool in (True, False):
+        trunk = build_towers(replace(settings, stem_pool=pool), 50).clip.visual.trunk
+        maps[pool] = trunk.forward_features(torch.zeros(1, 3, 64, 64)).shape[-1]
+    assert maps[False] == 2 * maps[True]
+    with pytest.raises(ConfigError, match="no pooling"):
+        build_towers(replace(settings, tower="test_convnext", stem_pool=False), 50)
+
+
 def test_frozen_and_unchanged_by_use(encoder):
     before = {name: value.clone() for name, value in encoder.towers.state_dict().items()}
     pictures = random(2, 3, 32, 32).requires_grad_()

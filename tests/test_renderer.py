@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from minirodin.avatars import renderer as avatar_renderer
 from minirodin.avatars.head import Eye
 from minirodin.avatars.mesh import CLOTH, GLOSSY, HAIR, LENS, concatenate, make_mesh, ribbons
 from minirodin.avatars.renderer import Renderer
@@ -54,6 +55,14 @@ def test_nearer_things_hide_farther_ones(renderer):
     far, near = square((0, 0, -0.3), albedo=(0.8, 0.02, 0.02)), square((0, 0, 0.3), 0.2, (0.02, 0.02, 0.8))
     front, back = renderer.render(concatenate([near, far]), orbit_cameras([0, 180], 0, 64))
     assert front[32, 32, 2] > front[32, 32, 0] and back[32, 32, 0] > back[32, 32, 2]
+
+
+def test_views_that_are_read_together_are_those_read_alone(renderer, monkeypatch):
+    cameras, mesh = orbit_cameras(np.arange(7) * 50.0, 10, 40), concatenate([ball((0.3, 0.2, 0.1), 0.2), square()])
+    alone = np.concatenate([renderer.render(mesh, cameras[[i]]) for i in range(len(cameras))])
+    monkeypatch.setattr(avatar_renderer, "READ", 3)  # two full rounds and a shorter one
+    np.testing.assert_array_equal(renderer.render(mesh, cameras), alone)
+    assert len({image.tobytes() for image in alone}) == len(cameras)
 
 
 def test_alpha_is_the_covered_share_of_a_pixel(renderer):

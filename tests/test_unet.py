@@ -180,19 +180,6 @@ def test_planes_see_each_other(variant, attention, expected):
     assert influence(tiny(variant, attention=attention)) == expected
 
 
-def test_positions_belong_to_a_plane_each():
-    net = tiny("rollout", attention=(), positions=True)
-    for plane in range(3):
-        (gradient,) = torch.autograd.grad(net(PLANES, LEVELS)[:, :, plane].sin().sum(), net.position)
-        assert (gradient.flatten(1).abs().amax(1) > 0).tolist() == ALONE[plane]
-    with torch.no_grad():
-        net.position.zero_()
-    without = tiny("rollout", attention=())
-    without.load_state_dict({k: v for k, v in net.state_dict().items() if k != "position"})
-    assert torch.equal(net(PLANES, LEVELS), without(PLANES, LEVELS))
-    assert (UNet(net.config, 2, 8).position == 0).all(), "a new network knows no places"
-
-
 def test_without_aware_levels_it_is_the_rollout():
     assert influence(tiny("aware", attention=(), aware_levels=0)) == ALONE
 

@@ -5,9 +5,9 @@
 # data: TRAIN + VALIDATION people of VIEWS views, and their planes at 64² under DECODER, each CHUNK fitted while others are made;
 # study: STUDIES of `aware`, STUDY_STEPS each, 64 people of each, compared in JSONs of their own: settings joined by `_`, such
 # as lr-1e-3_shift-2, `alike` (channels count alike), `rollout` (of equal weights), `narrow` (rolled out, of equal widths), `apart`
-# (no attention), `positions` (a learned map a plane); train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the
-# same by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON;
-# collect: one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
+# (no attention); train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same
+# by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON; collect:
+# one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
 # drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
@@ -85,7 +85,6 @@ study_one() {
       shift-*) flags+=" --base.diffusion.schedule cosine --base.diffusion.shift ${part#shift-}" ;;
       rollout) flags+=" --variant rollout" ;;
       narrow) flags+=" --variant rollout --base.unet.variant rollout" ;;
-      positions) flags+=" --base.unet.positions" ;;
       apart) flags+=" --base.unet.attention 0" ;;
       *) echo "unknown study $1" >&2; return 1 ;;
     esac
