@@ -28,6 +28,7 @@ def avatars(
     seed: int = 0,
     portraits: bool = False,
     workers: int | None = None,
+    detail: Literal[1, 2] = 2,
 ) -> None:
     """Make synthetic people: a folder a subject with RGBA views, cameras and a caption. Existing ones are kept.
 
@@ -39,10 +40,11 @@ def avatars(
         seed: of the first subject, the others count up (below 1000000 for training, then validation up to 2000000).
         portraits: views from near the front only, quicker to make: for `train classifier`.
         workers: processes; by default one a core.
+        detail: 1 for a coarser skin, which is quicker to make, and enough for pictures of 128 pixels.
     """
     from minirodin.avatars.dataset import make_people
 
-    make_people(count=count, views=views, size=size, seed=seed, out=out, portraits=portraits, workers=workers)
+    make_people(out, count, views, size, seed, workers, detail, portraits=portraits)
     print(f"{count} subjects in {out}")
 
 

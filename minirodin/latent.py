@@ -85,7 +85,7 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
         raise ConfigError(f"encoder.tower {c.tower!r}: {' '.join(str(error).split())[:120]}") from None
     if c.tower and not c.stem_pool:
         if not hasattr(clip.visual.trunk, "maxpool"):
-            raise ConfigError(f"encoder.tower {c.tower!r} has no pooling in its stem: leave stem_pool, or give a ResNet")
+            raise ConfigError(f"encoder.tower {c.tower!r} has no pooling in its stem: leave stem_pool as it is")
         clip.visual.trunk.maxpool = nn.Identity()
     _without_batch_norms(clip.visual)
     if any(buffer.is_floating_point() for buffer in clip.visual.buffers()):

@@ -8,12 +8,12 @@
 # (no attention); train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same
 # by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON; collect:
 # one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
-# PRESET, FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then the variants; people are
-# drawn by the GPUs of SPREAD (default: the first).
+# PRESET, DETAIL (of people's skin), FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then
+# the variants; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
-preset=${PRESET:-small} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128}
+preset=${PRESET:-small} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128} detail=${DETAIL:-2}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1200 --fit.total-variation 0.1}
 train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
@@ -58,7 +58,7 @@ make_all() {  # the validation people, then a share of the others on each of the
 }
 make_some() {  # FIRST COUNT GPU WORKERS
   [ -z "${SPREAD:-}" ] || export GLCONTEXT_DEVICE_INDEX=$3
-  minirodin avatars --count "$2" --seed "$1" --views "$views" --size "$size" --workers "$4" --out "$runs/people/made"
+  minirodin avatars --count "$2" --seed "$1" --views "$views" --size "$size" --detail "$detail" --workers "$4" --out "$runs/people/made"
 }
 fit_one() {  # KIND/FIRST-COUNT, as soon as its people are made
   local name=${1#*/} seed people=$runs/people/$1
