@@ -103,24 +103,41 @@ class Block(nn.Module):
         return h + self.skip(F.avg_pool2d(x, self.stride) if self.stride > 1 else x)
 
 
-class ClassifierNetwork(nn.Module):
-    """A residual network; (B, 3, size, size) in [0, 1] → the logits of all heads side by side, (B, sum of WIDTHS)."""
+class ResidualNetwork(nn.Module):
+    """Pictures (B, 3, size, size) of unit variance or so → (B, outputs), linear in the features' mean and maximum.
 
-    def __init__(self, config: ClassifierConfig):
+    Args:
+        channels: at 1/2, 1/4 … of the size.
+        size: pixels a side.
+        outputs: numbers for each picture.
+    """
+
+    def __init__(self, channels: tuple[int, ...], size: int, outputs: int):
         super().__init__()
-        widths, multiple = config.channels, 2 ** len(config.channels)
-        if not widths or any(width < 8 or width % 8 for width in widths):
-            raise ConfigError(f"classifier.channels are {widths}: give multiples of 8")
-        if config.size < multiple or config.size % multiple:
-            raise ConfigError(f"classifier.size is {config.size}: give a multiple of {multiple}, halved at every level")
-        self.stem = nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)
-        self.blocks = nn.Sequential(Block(widths[0], widths[0]), *(Block(a, b, stride=2) for a, b in pairwise(widths)))
-        self.norm = nn.GroupNorm(8, widths[-1])
-        self.heads = nn.Linear(2 * widths[-1], sum(WIDTHS))  # a linear head an attribute, as one matrix
+        multiple = 2 ** len(channels)
+        if not channels or any(width < 8 or width % 8 for width in channels):
+            raise ConfigError(f"channels are {channels}: give multiples of 8")
+        if size < multiple or size % multiple:
+            raise ConfigError(f"size is {size}: give a multiple of {multiple}, halved at every level")
+        self.stem = nn.Conv2d(3, channels[0], 5, stride=2, padding=2, bias=False)
+        deeper = (Block(a, b, stride=2) for a, b in pairwise(channels))
+        self.blocks = nn.Sequential(Block(channels[0], channels[0]), *deeper)
+        self.norm = nn.GroupNorm(8, channels[-1])
+        self.heads = nn.Linear(2 * channels[-1], outputs)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        h = F.silu(self.norm(self.blocks(self.stem(4 * pictures - 2))))
+        h = F.silu(self.norm(self.blocks(self.stem(pictures))))
         return self.heads(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1))  # the maximum: small things, as earrings
+
+
+class ClassifierNetwork(ResidualNetwork):
+    """A linear head an attribute; (B, 3, size, size) in [0, 1] → all logits side by side, (B, sum of WIDTHS)."""
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__(config.channels, config.size, sum(WIDTHS))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return super().forward(4 * pictures - 2)
 
 
 def classifier_losses(logits: Tensor, wanted: Tensor, smoothing: float = 0.0) -> dict[str, Tensor]:

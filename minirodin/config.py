@@ -220,9 +220,10 @@ class EncoderConfig:
 
     dimensions: int = 512  # of the space
     size: int = 144  # pixels a side that the image tower sees
-    tower: str = "resnet10t"  # a convolutional network of timm, or, where empty, a ViT of patch, width, layers
-    stem_pool: bool = True  # whether its stem halves pictures twice; else once, as glasses are few pixels wide
-    patch: int = 12
+    tower: str = "resnet10t"  # residual, a network of timm, or, where empty, a ViT of patch, width, layers
+    channels: tuple[int, ...] = (32, 64, 128, 256)  # of the residual tower, as of the classifier
+    stem_pool: bool = True  # whether timm's stem halves pictures twice; else once, as glasses are few pixels wide
+    patch: int = 12  # of the ViT …
     width: int = 256
     layers: int = 6
     text_width: int = 192
@@ -374,15 +375,14 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-# Older files have them; they changed nothing that was made.
-RETIRED = {"config.base.train.compile", "config.base.unet.positions", "config.upsampler.unet.positions"}
+RETIRED = {"base.train.compile", "base.unet.positions", "upsampler.unet.positions"}  # of old files; changed nothing
 
 
 def _build(kind, values, where: str):
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is {type(values).__name__}, expected an object with fields")
     hints = typing.get_type_hints(kind)
-    values = {name: value for name, value in values.items() if f"{where}.{name}" not in RETIRED}
+    values = {name: value for name, value in values.items() if f"{where}.{name}".removeprefix("config.") not in RETIRED}
     if unknown := sorted(set(values) - set(hints)):
         raise ConfigError(f"{where} has the unknown field {unknown[0]!r}: it was made by another version of minirodin")
     built = {}

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minirodin.avatars.prompts import CLASSES
+from minirodin.classifier import ResidualNetwork
 from minirodin.config import Config, EncoderConfig
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.portraits import SMALLEST
@@ -26,6 +27,7 @@ from minirodin.shards import atomic_save, config_from, fingerprint, load_weights
 from minirodin.tokens import CompactTokenizer, PublishedTokenizer, import_open_clip, shortened
 
 KIND = "image-text encoder"
+RESIDUAL = "residual"  # the tower that has the shape of the classifier's network; never its weights
 
 
 class Towers(nn.Module):
@@ -75,7 +77,7 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
             f"and widths {c.width} and {c.text_width} of head_width {c.head_width}"
         )
     vision = {"layers": c.layers, "width": c.width, "head_width": c.head_width, "patch_size": c.patch}
-    if c.tower:
+    if c.tower not in ("", RESIDUAL):
         vision = {"timm_model_name": c.tower, "timm_pool": "avgmax", "timm_proj": "linear"}  # max: small things
     text = {"context_length": c.context, "vocab_size": vocabulary_size, "width": c.text_width, "layers": c.text_layers}
     text["heads"] = c.text_width // c.head_width
@@ -83,8 +85,10 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
         clip = import_open_clip().CLIP(c.dimensions, {**vision, "image_size": c.size}, text)
     except RuntimeError as error:  # timm does not know it
         raise ConfigError(f"encoder.tower {c.tower!r}: {' '.join(str(error).split())[:120]}") from None
-    if c.tower and not c.stem_pool:
-        if not hasattr(clip.visual.trunk, "maxpool"):
+    if c.tower == RESIDUAL:
+        clip.visual = ResidualNetwork(c.channels, c.size, c.dimensions)
+    if not c.stem_pool:
+        if not hasattr(getattr(clip.visual, "trunk", None), "maxpool"):
             raise ConfigError(f"encoder.tower {c.tower!r} has no pooling in its stem: leave stem_pool as it is")
         clip.visual.trunk.maxpool = nn.Identity()
     _without_batch_norms(clip.visual)

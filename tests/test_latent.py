@@ -103,7 +103,7 @@ def test_images_and_texts_have_unit_norm_in_one_space(encoder):
     assert encoder.images(random(0, 3, 32, 32)).shape == (0, 512)
 
 
-@pytest.mark.parametrize("tower", ["test_convnext", "test_resnet"])
+@pytest.mark.parametrize("tower", ["test_convnext", "test_resnet", "residual"])
 def test_a_convolutional_tower(tower, tmp_path):
     settings = replace(config(), encoder=replace(config().encoder, tower=tower))
     encoder = train_encoder(toy(range(6)), settings, tmp_path, show_progress=False)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
-# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, or a network of timm,
-# with settings joined by `_`, such as resnet10t_fine_attributes-4_prompts-4), of which the one that names most attributes is kept, and the classifier that judges (or CLASSIFIER, learned
+# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, residual, or a
+# network of timm, with settings joined by `_`, such as resnet10t_fine_attributes-4_prompts-4), of which the one that names most attributes is kept, and the classifier that judges (or CLASSIFIER, learned
 # before), one a GPU, and what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of
 # all; prior: the model over latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge:
 # portraits, prompts and edits of the unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents.
