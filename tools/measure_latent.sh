@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
-# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, residual, or a
-# network of timm, with settings joined by `_`, such as resnet10t_fine_attributes-4_prompts-4), of which the one that names most attributes is kept, and the classifier that judges (or CLASSIFIER, learned
-# before), one a GPU, and what they know of the unseen; people: those of tools/measure_base.sh, with planes; encode: latents of
-# all; prior: the model over latents, of the portraits'; base: the base model that latents condition, on all GPUs; judge:
-# portraits, prompts and edits of the unseen, one a GPU, and their pictures; contrast: COUNT people with and without latents.
-# PRESET, TRAIN, VALIDATION, PRIOR_DATA, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS, PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest;
-# people are drawn by the GPUs of SPREAD (default: the first).
+# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, residual, or a network
+# of timm; with settings joined by `_`, such as resnet10t_fine_attributes-4_prompts-4), of which the one that names most attributes is
+# kept, and the classifier that judges (or CLASSIFIER, learned before), one a GPU, and what they know of the unseen; people: those of
+# tools/measure_base.sh, with planes; encode: latents of all; prior: the model over latents, of the portraits' (or of PRIOR_DATA);
+# base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the unseen, one a GPU, and their
+# pictures; contrast: COUNT people with and without latents. PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS,
+# PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-portraits see people encode prior base judge contrast}
