@@ -110,15 +110,19 @@ class ResidualNetwork(nn.Module):
         channels: at 1/2, 1/4 … of the size.
         size: pixels a side.
         outputs: numbers for each picture.
+        where: of the config these are from, for errors.
+
+    Raises:
+        ConfigError: channels that are no multiples of 8, or a size that cannot be halved as often.
     """
 
-    def __init__(self, channels: tuple[int, ...], size: int, outputs: int):
+    def __init__(self, channels: tuple[int, ...], size: int, outputs: int, where: str):
         super().__init__()
         multiple = 2 ** len(channels)
         if not channels or any(width < 8 or width % 8 for width in channels):
-            raise ConfigError(f"channels are {channels}: give multiples of 8")
+            raise ConfigError(f"{where}.channels are {channels}: give multiples of 8")
         if size < multiple or size % multiple:
-            raise ConfigError(f"size is {size}: give a multiple of {multiple}, halved at every level")
+            raise ConfigError(f"{where}.size is {size}: give a multiple of {multiple}, halved at every level")
         self.stem = nn.Conv2d(3, channels[0], 5, stride=2, padding=2, bias=False)
         deeper = (Block(a, b, stride=2) for a, b in pairwise(channels))
         self.blocks = nn.Sequential(Block(channels[0], channels[0]), *deeper)
@@ -134,7 +138,7 @@ class ClassifierNetwork(ResidualNetwork):
     """A linear head an attribute; (B, 3, size, size) in [0, 1] → all logits side by side, (B, sum of WIDTHS)."""
 
     def __init__(self, config: ClassifierConfig):
-        super().__init__(config.channels, config.size, sum(WIDTHS))
+        super().__init__(config.channels, config.size, sum(WIDTHS), "classifier")
 
     def forward(self, pictures: Tensor) -> Tensor:
         return super().forward(4 * pictures - 2)

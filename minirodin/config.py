@@ -223,7 +223,7 @@ class EncoderConfig:
     tower: str = "resnet10t"  # residual, a network of timm, or, where empty, a ViT of patch, width, layers
     channels: tuple[int, ...] = (32, 64, 128, 256)  # of the residual tower, as of the classifier
     stem_pool: bool = True  # whether timm's stem halves pictures twice; else once, as glasses are few pixels wide
-    patch: int = 12  # of the ViT …
+    patch: int = 12
     width: int = 256
     layers: int = 6
     text_width: int = 192

@@ -68,7 +68,7 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
     """The project's own model, with random weights from torch's generator.
 
     Raises:
-        ConfigError: sizes that do not divide.
+        ConfigError: sizes that do not divide, or a tower that timm does not know or that cannot be used.
     """
     c = config
     if c.size % c.patch or c.width % c.head_width or c.text_width % c.head_width:
@@ -86,7 +86,7 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
     except RuntimeError as error:  # timm does not know it
         raise ConfigError(f"encoder.tower {c.tower!r}: {' '.join(str(error).split())[:120]}") from None
     if c.tower == RESIDUAL:
-        clip.visual = ResidualNetwork(c.channels, c.size, c.dimensions)
+        clip.visual = ResidualNetwork(c.channels, c.size, c.dimensions, "encoder")
     if not c.stem_pool:
         if not hasattr(getattr(clip.visual, "trunk", None), "maxpool"):
             raise ConfigError(f"encoder.tower {c.tower!r} has no pooling in its stem: leave stem_pool as it is")

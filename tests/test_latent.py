@@ -127,6 +127,12 @@ def test_a_stem_that_does_not_pool_sees_twice_as_fine():
         build_towers(replace(settings, tower="test_convnext", stem_pool=False), 50)
 
 
+def test_a_residual_tower_of_unusable_sizes_is_refused():
+    for change, named in (({"channels": (8, 12)}, "encoder.channels"), ({"channels": (8,) * 6}, "encoder.size")):
+        with pytest.raises(ConfigError, match=named):
+            build_towers(replace(config().encoder, tower="residual", **change), 50)
+
+
 def test_frozen_and_unchanged_by_use(encoder):
     before = {name: value.clone() for name, value in encoder.towers.state_dict().items()}
     pictures = random(2, 3, 32, 32).requires_grad_()

@@ -15,7 +15,7 @@ out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
 preset=${PRESET:-small} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128} detail=${DETAIL:-2}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
-fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1200 --fit.total-variation 0.1}
+fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
 variants=(${VARIANTS:-baseline rollout aware})
 studies=(${STUDIES:-alike_lr-1e-3_shift-0 lr-6e-4_shift-0 lr-1e-3_shift-0 lr-1e-3_shift-2 lr-1e-3_batch-32_steps-2000_shift-0

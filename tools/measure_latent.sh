@@ -67,7 +67,10 @@ encoder() {  # GPU TOWER
     on "$1" pack "$runs/encoder-$2" --out "$runs/packed-$2" &&  # first: latents are those of the encoder that is shipped
     on "$1" assess "$runs/packed-$2" "$portraits/unseen" --out "$out/encoder-$2.json" >/dev/null && say "encoder $2"
 }
-people() { "$tools/measure_base.sh" "$out" data; }
+people() {  # fitted more sharply than for the ablation, whose numbers are older: less smoothing, or faces lose their eyes
+  export FIT_FLAGS="${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group ${CHUNK:-128} --fit.rays 1024 --fit.steps 1200 --fit.total-variation 0.1}"
+  "$tools/measure_base.sh" "$out" data
+}
 encode() {
   on 0 encode "$rodin/encoder" "$runs/people/train"/*/ --out "$runs/fitted/train/latents.safetensors" &
   on 1 encode "$rodin/encoder" "$runs/people/validation"/*/ --out "$runs/fitted/validation/latents.safetensors" &
