@@ -27,8 +27,7 @@
 # | preset | what is trained live: faces of three people, from 64² to 256² | time | memory |
 # | --- | --- | --- | --- |
 # | `smoke` | 0.05 M weights, 200 steps, then 60 in three ways | 120 s on two cores (CPU 195 s) | 1.1 GB |
-# | `small` | 2.2 M weights | not measured | not measured |
-# | `full` | 7.8 M weights | not measured | not measured |
+# | `small`, `full` | the same, so that it does not depend on the preset; their own networks are in section 8 | not measured | not measured |
 #
 # **Do not expect eyes.** Two minutes on three faces teach a refiner to move edges by a little, and the gains below are
 # a tenth of a decibel. What the chapter can show in full is how it is built, what it learns from, what each loss
@@ -207,7 +206,7 @@ for folder, names in (("known", known), ("stranger", [stranger])):
 from minirodin.refiner import enlarge
 from minirodin.refiner_data import Pairs, Photographs
 
-lesson = replace(config.refiner, view=view, patch=24, resolutions=(64,), pairs=3)
+lesson = replace(preset("smoke").refiner, view=view, patch=24, resolutions=(64,), pairs=3)  # small, for three faces
 pictures = Photographs.load(scratch / "photographs", list(known), view)
 pairs = Pairs(FittedPlanes(scratch / "known"), pictures, lesson, device, show_progress=False)
 batch = pairs.draw(6, torch.Generator(device).manual_seed(seed))
@@ -331,7 +330,7 @@ print(f"seen {radius} pixels each way, reach {loud.reach}")
 print(f"wrong by {strongest:.2f} without an overlap, with it {seams[1].max():.0e}")
 
 # %% [markdown]
-# `reach` also says what the network **can** know. With the 13 pixels of `smoke` it can tell an eye by its brow, not
+# `reach` also says what the network **can** know. With 13 pixels it can tell an eye by its brow, not
 # whether both eyes look the same way.
 #
 # ## 4 Training
