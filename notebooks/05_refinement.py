@@ -27,7 +27,7 @@
 # | preset | what is trained live: faces of three people, from 64² to 256² | time | memory |
 # | --- | --- | --- | --- |
 # | `smoke` | 0.05 M weights, 200 steps, then 60 in three ways | 120 s on two cores (CPU 195 s) | 1.1 GB |
-# | `small`, `full` | the same, so that it does not depend on the preset; their own networks are in section 8 | not measured | not measured |
+# | `small`, `full` | the same; their own networks are in section 8 | not measured | not measured |
 #
 # **Do not expect eyes.** Two minutes on three faces teach a refiner to move edges by a little, and the gains below are
 # a tenth of a decibel. What the chapter can show in full is how it is built, what it learns from, what each loss
