@@ -58,6 +58,7 @@ encoder() {  # GPU TOWER
   for part in $(cut -s -d_ -f2- --output-delimiter=' ' <<<"$2"); do
     case $part in
       fine) flags+=(--encoder.no-stem-pool) ;;
+      wide) flags+=(--encoder.channels 48 96 192 384) ;;
       attributes-*) flags+=(--encoder.attribute-weight "${part#attributes-}") ;;
       prompts-*) flags+=(--encoder.prompt-weight "${part#prompts-}") ;;
       *) echo "unknown setting $part of tower $2" >&2; return 1 ;;
