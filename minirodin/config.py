@@ -220,9 +220,8 @@ class EncoderConfig:
 
     dimensions: int = 512  # of the space
     size: int = 144  # pixels a side that the image tower sees
-    tower: str = "resnet10t"  # residual, a network of timm, or, where empty, a ViT of patch, width, layers
+    tower: str = "residual"  # what sees: a network of the classifier's shape, or, where empty, a ViT
     channels: tuple[int, ...] = (32, 64, 128, 256)  # of the residual tower, as of the classifier
-    stem_pool: bool = True  # whether timm's stem halves pictures twice; else once, as glasses are few pixels wide
     patch: int = 12
     width: int = 256
     layers: int = 6
@@ -375,7 +374,7 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-RETIRED = {"base.train.compile", "base.unet.positions", "upsampler.unet.positions"}  # of old files; changed nothing
+RETIRED = {"base.train.compile", "base.unet.positions", "upsampler.unet.positions", "encoder.stem_pool"}  # of old files
 
 
 def _build(kind, values, where: str):

@@ -27,7 +27,7 @@ from minirodin.shards import atomic_save, config_from, fingerprint, load_weights
 from minirodin.tokens import CompactTokenizer, PublishedTokenizer, import_open_clip, shortened
 
 KIND = "image-text encoder"
-RESIDUAL = "residual"  # the tower that has the shape of the classifier's network; never its weights
+TOWERS = ("", "residual")  # open_clip's ViT, or the shape of the classifier's network; never its weights
 
 
 class Towers(nn.Module):
@@ -68,43 +68,23 @@ def build_towers(config: EncoderConfig, vocabulary_size: int) -> Towers:
     """The project's own model, with random weights from torch's generator.
 
     Raises:
-        ConfigError: sizes that do not divide, or a tower that timm does not know or that cannot be used.
+        ConfigError: sizes that do not divide, or an unknown tower.
     """
     c = config
+    if c.tower not in TOWERS:
+        raise ConfigError(f"encoder.tower is {c.tower!r}: choose from {', '.join(map(repr, TOWERS))}")
     if c.size % c.patch or c.width % c.head_width or c.text_width % c.head_width:
         raise ConfigError(
             f"encoder: size {c.size} must be a multiple of patch {c.patch}, "
             f"and widths {c.width} and {c.text_width} of head_width {c.head_width}"
         )
     vision = {"layers": c.layers, "width": c.width, "head_width": c.head_width, "patch_size": c.patch}
-    if c.tower not in ("", RESIDUAL):
-        vision = {"timm_model_name": c.tower, "timm_pool": "avgmax", "timm_proj": "linear"}  # max: small things
     text = {"context_length": c.context, "vocab_size": vocabulary_size, "width": c.text_width, "layers": c.text_layers}
     text["heads"] = c.text_width // c.head_width
-    try:
-        clip = import_open_clip().CLIP(c.dimensions, {**vision, "image_size": c.size}, text)
-    except RuntimeError as error:  # timm does not know it
-        raise ConfigError(f"encoder.tower {c.tower!r}: {' '.join(str(error).split())[:120]}") from None
-    if c.tower == RESIDUAL:
+    clip = import_open_clip().CLIP(c.dimensions, {**vision, "image_size": c.size}, text)
+    if c.tower:
         clip.visual = ResidualNetwork(c.channels, c.size, c.dimensions, "encoder")
-    if not c.stem_pool:
-        if not hasattr(getattr(clip.visual, "trunk", None), "maxpool"):
-            raise ConfigError(f"encoder.tower {c.tower!r} has no pooling in its stem: leave stem_pool as it is")
-        clip.visual.trunk.maxpool = nn.Identity()
-    _without_batch_norms(clip.visual)
-    if any(buffer.is_floating_point() for buffer in clip.visual.buffers()):
-        raise ConfigError(f"encoder.tower {c.tower!r} keeps statistics of batches: choose another, or a plain ResNet")
     return Towers(clip, c.size, heads=nn.Linear(c.dimensions, len(CLASSES)) if c.attribute_weight else None)
-
-
-def _without_batch_norms(network: nn.Module) -> None:
-    """Group norms instead: no picture's embedding shall depend on others, and averaged weights have no statistics."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                norm = nn.GroupNorm(8, child.num_features)
-                norm.weight, norm.bias = child.weight, child.bias
-                setattr(parent, name, norm)
 
 
 class ImageTextEncoder:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
-# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit, residual, or a network
-# of timm; with settings joined by `_`, such as resnet10t_fine_attributes-4_prompts-4), of which the one that names most attributes is
+# portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit or
+# residual; with settings joined by `_`, such as residual_wide_attributes-4_prompts-4), of which the one that names most attributes is
 # kept, and the classifier that judges (or CLASSIFIER, learned before), one a GPU, and what they know of the unseen; people: those of
 # tools/measure_base.sh, with planes; encode: latents of all; prior: the model over latents, of the portraits' (or of PRIOR_DATA);
 # base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the unseen, one a GPU, and their
@@ -13,7 +13,7 @@ out=$1; shift
 stages=${*:-portraits see people encode prior base judge contrast}
 preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-8000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-144} count=${COUNT:-128}
 base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
-towers=${TOWERS:-resnet10t} classifier=${CLASSIFIER:-}
+towers=${TOWERS:-residual} classifier=${CLASSIFIER:-}
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/base}") tools=$(dirname "$0")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
@@ -57,7 +57,6 @@ encoder() {  # GPU TOWER
   flags=(--encoder.tower "${tower/vit/}")
   for part in $(cut -s -d_ -f2- --output-delimiter=' ' <<<"$2"); do
     case $part in
-      fine) flags+=(--encoder.no-stem-pool) ;;
       wide) flags+=(--encoder.channels 48 96 192 384) ;;
       attributes-*) flags+=(--encoder.attribute-weight "${part#attributes-}") ;;
       prompts-*) flags+=(--encoder.prompt-weight "${part#prompts-}") ;;
