@@ -221,7 +221,7 @@ class EncoderConfig:
     dimensions: int = 512  # of the space
     size: int = 144  # pixels a side that the image tower sees
     tower: str = "residual"  # what sees: a network of the classifier's shape, or, where empty, a ViT
-    channels: tuple[int, ...] = (32, 64, 128, 256)  # of the residual tower, as of the classifier
+    channels: tuple[int, ...] = (48, 96, 192, 384)  # of the residual tower, at 1/2 … 1/16 of the size; multiples of 8
     patch: int = 12
     width: int = 256
     layers: int = 6
@@ -229,14 +229,14 @@ class EncoderConfig:
     text_layers: int = 6
     context: int = 48  # tokens of a text; the longest caption has 45
     head_width: int = 64
-    captions: int = 16  # paraphrases of each person …
+    captions: int = 8  # paraphrases of each person …
     partial_captions: int = 8  # … and texts that tell one to three things
     unknown: float = 0.05  # how often a word is made unknown in training, so that strange ones do little harm
-    prompt_weight: float = 1.0  # of the attribute prompts against the captions …
+    prompt_weight: float = 10.0  # of the attribute prompts against the captions …
     attribute_weight: float = 0.0  # … and of linear heads that read attributes off the embedding; 0: no heads
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            **{"steps": 6000, "batch": 512, "lr": 5e-4, "warmup": 500, "weight_decay": 0.05, "graph": False},
+            **{"steps": 6000, "batch": 256, "lr": 1e-3, "warmup": 500, "weight_decay": 0.05, "graph": False},
             **{"log_every": 100, "preview_every": 1000, "checkpoint_every": 2000},
         )
     )
@@ -314,7 +314,7 @@ PRESETS = {
             train=TrainConfig(steps=60, batch=4, lr=2e-3, warmup=10, ema=0.9, log_every=10, checkpoint_every=20),
         ),
         encoder=EncoderConfig(
-            **{"attribute_weight": 1.0, "tower": ""},
+            **{"tower": "", "prompt_weight": 1.0, "attribute_weight": 1.0, "captions": 16},
             **{"size": 64, "patch": 16, "width": 96, "layers": 3, "text_width": 64, "text_layers": 2, "head_width": 32},
             train=TrainConfig(
                 **{"steps": 200, "batch": 32, "lr": 1e-3, "warmup": 20, "ema": 0.95, "graph": False},
@@ -337,10 +337,10 @@ PRESETS = {
             ),
         ),
     ),
-    "small": Config(encoder=EncoderConfig(attribute_weight=1.0)),
+    "small": Config(encoder=EncoderConfig(attribute_weight=10.0)),
     "full": Config(
         name="full",
-        encoder=EncoderConfig(attribute_weight=1.0),
+        encoder=EncoderConfig(attribute_weight=10.0),
         data=DataConfig(subjects=100_000, views=300, size=1024),
         triplane=TriplaneConfig(channels=32),
         decoder=DecoderConfig(hidden=128),

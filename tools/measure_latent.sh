@@ -2,7 +2,7 @@
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
 #   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
 # portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit or
-# residual; with settings joined by `_`, such as residual_wide_attributes-4_prompts-4), of which the one that names most attributes is
+# residual; with settings joined by `_`, such as residual_narrow_attributes-4_prompts-4), of which the one that names most attributes is
 # kept, and the classifier that judges (or CLASSIFIER, learned before), one a GPU, and what they know of the unseen; people: those of
 # tools/measure_base.sh, with planes; encode: latents of all; prior: the model over latents, of the portraits' (or of PRIOR_DATA);
 # base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the unseen, one a GPU, and their
@@ -57,7 +57,7 @@ encoder() {  # GPU TOWER
   flags=(--encoder.tower "${tower/vit/}")
   for part in $(cut -s -d_ -f2- --output-delimiter=' ' <<<"$2"); do
     case $part in
-      wide) flags+=(--encoder.channels 48 96 192 384) ;;
+      narrow) flags+=(--encoder.channels 32 64 128 256) ;;
       attributes-*) flags+=(--encoder.attribute-weight "${part#attributes-}") ;;
       prompts-*) flags+=(--encoder.prompt-weight "${part#prompts-}") ;;
       *) echo "unknown setting $part of tower $2" >&2; return 1 ;;
