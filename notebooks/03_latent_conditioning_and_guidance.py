@@ -116,7 +116,8 @@ from minirodin.encoder_training import assess_encoder, train_encoder
 steps = min(3 * config.encoder.train.steps // 4, 600)
 changes = {"steps": steps, "batch": 32, "lr": 1.5e-3, "log_every": max(1, steps // 15), "seed": seed}
 schedule = replace(config.encoder.train, **changes, preview_every=steps, checkpoint_every=steps)
-small = {"tower": "", "patch": 8, "layers": 2, "text_layers": 1}  # eight people need no deep one
+small = {"tower": "", "patch": 8, "layers": 2, "text_layers": 1}  # eight people need no deep one …
+small |= {"prompt_weight": 1.0, "attribute_weight": 1.0}  # … nor the weights of thousands
 seeing = replace(config.encoder, **small, train=schedule)
 settings = replace(config, encoder=seeing)
 encoder = train_encoder(eight, settings, scratch / "rodin/encoder", show_progress=False)
@@ -228,7 +229,7 @@ for name, people in {"the eight": eight, "four strangers": strangers}.items():
 
 # %% [markdown]
 # **Nothing.** It has learned eight people by heart, and the words that tell them apart. That is all that eight people
-# can teach. Learned from thousands (`minirodin train encoder`), the same network has to find what red hair looks like
+# can teach. Learned from thousands (`minirodin train encoder`), a network has to find what red hair looks like
 # on anybody. For what follows one thing matters, and it holds: each of the eight has a place of their own, near the
 # texts about them.
 
@@ -243,9 +244,10 @@ print(f"cosine of two pictures of one person {copies:.2f}, of two people {others
 # %% [markdown]
 # ### Learned from thousands
 #
-# What the first two terms made of 8000 people, four portraits each, is in the box: ten minutes of a GPU (the README has
-# the command), before there were heads. Nobody below was among the 8000. **Predict first**: what will it name best,
-# what worst?
+# What the same three terms, the second and third with ten times the weight, made of 5000 people is in the box: four
+# portraits each, four minutes of a GPU (the README has the command). What sees is a convolutional network there: the
+# transformer that was tried first hardly told round glasses from square ones. Nobody below was among the 5000.
+# **Predict first**: what will it name best, what worst?
 
 # %%
 from minirodin.encoder_training import CLASSES, prompt_texts
@@ -291,13 +293,13 @@ for aspect, wanted in hits.items():
     share = np.mean([w == n for w, n in pairs])
     assert share > 0.75, (aspect, pairs)
     print(f"{aspect}: {share:.0%} of {len(pairs)}")
-assert measured["hair_color"]["accuracy"] > 0.95 > measured["glasses"]["accuracy"] > 0.8
+assert measured["glasses"]["accuracy"] > 0.95 > measured["hair_style"]["accuracy"] > 0.9
 
 # %% [markdown]
-# Hats, clothes, hair colours and beards it names as well as one could ask; hair styles and glasses it does not (84 and
-# 87 %): whether there are glasses it knows, round and square ones it mixes up. Age, expression, earrings and the colour
-# of eyes are hard. The rest of this notebook goes on with the little encoder of the eight, whose planes it can train on
-# in a minute.
+# Hats, clothes, hair colours, beards and glasses it names as well as one could ask; hair styles nearly (93 %): from the
+# front, tied-back hair looks like a buzz cut. Age, expression, the colour of eyes and make-up are harder; of earrings
+# and wavy hair it knows next to nothing: always saying the commonest would do as well. The rest of this notebook goes
+# on with the little encoder of the eight, whose planes it can train on in a minute.
 
 # %% [markdown]
 # ## 2 Into every block (AdaGN)
