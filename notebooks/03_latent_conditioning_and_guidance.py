@@ -297,9 +297,9 @@ assert measured["glasses"]["accuracy"] > 0.95 > measured["hair_style"]["accuracy
 
 # %% [markdown]
 # Hats, clothes, hair colours, beards and glasses it names as well as one could ask; hair styles nearly (93 %): from the
-# front, tied-back hair looks like a buzz cut. Age, expression, the colour of eyes and make-up are harder; of earrings
-# and wavy hair it knows next to nothing: always saying the commonest would do as well. The rest of this notebook goes
-# on with the little encoder of the eight, whose planes it can train on in a minute.
+# front, tied-back hair looks like a buzz cut. Age, expression, the colour of eyes and make-up are harder; of earrings,
+# freckles and wavy hair it knows next to nothing: always saying the commonest would do as well. The rest of this
+# notebook goes on with the little encoder of the eight, whose planes it can train on in a minute.
 
 # %% [markdown]
 # ## 2 Into every block (AdaGN)
