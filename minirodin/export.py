@@ -1,0 +1,169 @@
+"""An avatar as a mesh for other programs: marching cubes on its density, colours of its radiance field; GLB, OBJ, PLY.
+
+What is written is closed, its faces turned outwards, without crumbs and without caves, in metres, y up, the face
+along +z: as glTF wants it, and as viewers and 3D printing show it without a turn.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import trimesh
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from skimage.measure import marching_cubes
+from torch import Tensor
+
+from minirodin.avatar import Avatar
+from minirodin.errors import RenderError
+from minirodin.render import cell_centres, shade
+from minirodin.triplane import sample_planes
+
+METRES = 0.25  # a unit of the world: heads of 0.95 units from chin to crown are 24 cm tall
+HALF_LIGHT = 1 / 40  # the surface is where matter this thick, in units, lets half of the light through
+SMOOTHING = 0.7  # standard deviation of the blur of the field, in grid cells: hides its steps, keeps noses
+CRUMB = 0.01  # of the largest piece's volume: smaller pieces float about and are left out
+SHELL, SHELL_SAMPLES = 0.06, 12  # a vertex takes the colour of this length of a ray, and so many samples on it
+RESOLUTIONS = (16, 512)
+KINDS = (".glb", ".obj", ".ply")
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A closed surface in the avatar's own world.
+
+    Attributes:
+        vertices: (V, 3) float32 in about [−1, 1]³, y up, the face along +z.
+        faces: (F, 3) int64, counter-clockwise as seen from outside.
+        colours: (V, 3) float32 in [0, 1], sRGB.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    colours: np.ndarray
+
+
+def export_mesh(avatar: Avatar, path: str | Path, resolution: int = 192) -> Path:
+    """Write the avatar as .glb, .obj or .ply, by the ending of `path`; one unit becomes `METRES`.
+
+    Raises:
+        RenderError: another ending, a resolution that cannot be, or an avatar in which there is nothing.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in KINDS:
+        raise RenderError(f"{path} ends in {path.suffix or 'nothing'!r}: a mesh is a {', '.join(KINDS)}")
+    return write_mesh(extract_surface(avatar, resolution), path)
+
+
+@torch.no_grad()
+def extract_surface(avatar: Avatar, resolution: int = 192) -> Surface:
+    """The surface of an avatar; see `opacity_grid` for where that is, and `outer_pieces` for what is left out.
+
+    Args:
+        resolution: cells of the grid an axis; a cell is 2 / resolution units wide.
+    """
+    low, high = RESOLUTIONS
+    if not (isinstance(resolution, int) and low <= resolution <= high):
+        raise RenderError(f"resolution is {resolution}: give a whole number of cells, {low} … {high}")
+    # A layer of nothing all around closes the surface where the volume ends, below the chest.
+    field = F.pad(blurred(opacity_grid(avatar, resolution)), (1,) * 6).cpu().numpy()  # [z, y, x]
+    if field.max() <= 0.5:
+        raise RenderError("there is nothing in this avatar: no part of it is dense enough for a surface")
+    corners, faces, _, _ = marching_cubes(field, 0.5, allow_degenerate=False)
+    # From cells to the world; centres are half a cell inside the border, and the padding moved everything by one.
+    vertices = (corners[:, ::-1] - 0.5) * (2 / resolution) - 1
+    vertices, faces = outer_pieces(vertices, faces.astype(np.int64))
+    normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals
+    return Surface(vertices.astype(np.float32), faces, shell_colours(avatar, vertices, normals))
+
+
+def opacity_grid(avatar: Avatar, resolution: int) -> Tensor:
+    """How much light is held back, 1 − exp(−σ δ), at the centres of R³ cells: (R, R, R) in [0, 1], indexed [z, y, x].
+
+    δ makes 0.5 the surface. Between cells marching cubes interpolates: σ itself leaps from 0 to hundreds within one,
+    which would pull the surface towards the empty side and leave steps; opacity is bounded. Only cells that the
+    occupancy grid knows are queried, about a tenth of them.
+    """
+    planes, occupied = avatar.planes[None], avatar.occupancy().occupied[0]
+    device, grid = planes.device, occupied.shape[-1]
+    centres = cell_centres(resolution, device)
+    cell = ((centres + 1) * (grid / 2)).long().clamp(0, grid - 1)
+    queried = occupied[cell[:, 2], cell[:, 1], cell[:, 0]].nonzero()[:, 0]
+    opacity = torch.zeros(resolution**3, device=device)
+    for part in queried.split(1 << 18 if planes.is_cuda else 1 << 13):
+        density = avatar.decoder.density(sample_planes(planes, centres[None, part]))[0].float()
+        opacity[part] = -torch.exp2(-density * HALF_LIGHT).sub(1)
+    return opacity.view(resolution, resolution, resolution)
+
+
+def blurred(field: Tensor) -> Tensor:
+    """The field (D, H, W) under a small Gaussian; outside its border it goes on."""
+    steps = torch.arange(-2, 3, device=field.device)
+    kernel = torch.exp(-0.5 * (steps / SMOOTHING) ** 2)
+    kernel = kernel / kernel.sum()
+    field = F.pad(field[None, None], (2,) * 6, mode="replicate")
+    for axis in range(3):
+        shape = [1] * 5
+        shape[2 + axis] = 5
+        field = F.conv3d(field, kernel.view(shape))
+    return field[0, 0]
+
+
+def outer_pieces(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces of a closed surface that one would miss: large ones. Crumbs that float, and caves, are left out.
+
+    A cave is a closed surface inside another, whose faces look inwards: its volume is negative. Nobody sees it, and no
+    picture ever said what is there.
+    """
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
+    graph = coo_matrix((np.ones(len(edges), bool), edges.T), shape=(len(vertices),) * 2)
+    piece = connected_components(graph, directed=False)[1][faces[:, 0]]  # (F,)
+    a, b, c = vertices[faces].transpose(1, 0, 2)
+    volume = np.bincount(piece, (a * np.cross(b, c)).sum(1) / 6)
+    faces = faces[volume[piece] >= CRUMB * volume.max()]
+    used, faces = np.unique(faces, return_inverse=True)
+    return vertices[used], faces.reshape(-1, 3)
+
+
+def shell_colours(avatar: Avatar, vertices: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """What a ray sees that meets the surface head on: (V, 3) float32 sRGB in [0, 1].
+
+    A mesh has one colour a vertex, the field another for every direction; looking along the inward normal is the view
+    that shows the place best, without the highlights and rims of a glancing one. And colour lies in the volume, not on
+    a surface: it is put together along a short ray through the shell, as in every picture (E3).
+    """
+    device = avatar.planes.device
+    inward = -torch.from_numpy(normals).float().to(device)
+    origins = torch.from_numpy(vertices).float().to(device) - 0.25 * SHELL * inward
+    steps = SHELL * (torch.arange(SHELL_SAMPLES, device=device) + 0.5) / SHELL_SAMPLES
+    colours = []
+    for o, d in zip(*(x.split(1 << 16 if device.type == "cuda" else 1 << 10) for x in (origins, inward)), strict=True):
+        t, delta = steps.expand(1, len(o), -1), torch.full((1, len(o), 1), SHELL / SHELL_SAMPLES, device=device)
+        seen = shade(avatar.planes[None], avatar.decoder, o[None], d[None], t, delta)
+        colours.append((seen.rgb / seen.alpha.clamp_min(1e-6)[..., None])[0])
+    return torch.cat(colours).float().clamp(0, 1).cpu().numpy()
+
+
+def write_mesh(surface: Surface, path: str | Path) -> Path:
+    """Write a surface as its ending says, in metres, with vertex colours.
+
+    glTF defines COLOR_0 as linear light, which a viewer turns into sRGB for the screen: written as they are, colours
+    would be pale. OBJ (whose vertex colours are a common extension) and PLY say nothing, and programs show the numbers
+    as they are: they keep sRGB. In GLB 16 bits, since 8 bits of linear light would leave steps in dark hair.
+    """
+    path = Path(path)
+    glb = path.suffix.lower() == ".glb"
+    colours = to_linear(surface.colours) if glb else surface.colours
+    colours = np.concatenate([colours, np.ones_like(colours[:, :1])], axis=1)
+    mesh = trimesh.Trimesh(surface.vertices * METRES, surface.faces, process=False)
+    mesh.visual.vertex_colors = (colours * 255).round().astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mesh.export(path)
+    return path
+
+
+def to_linear(colours: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] → linear light."""
+    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
