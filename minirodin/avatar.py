@@ -137,6 +137,18 @@ class Avatar:
         imageio.imwrite(path, rgb, **settings)
         return Path(path)
 
+    def export(self, path: str | Path, resolution: int = 192) -> Path:
+        """A closed mesh with vertex colours as .glb, .obj or .ply; as `export.export_mesh`, which has the errors."""
+        from minirodin.export import export_mesh
+
+        return export_mesh(self, path, resolution)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a small picture to be turned with the mouse or the arrow keys."""
+        from minirodin.page import turning
+
+        return turning(self, frames=12, size=128)
+
 
 def to_rgb(images: Tensor, background: float = 1.0) -> Tensor:
     """RGBA pictures over a plain background: (..., 4) → (..., 3)."""

@@ -29,7 +29,7 @@ BRIGHTEST = 3  # directions of light that must reach a cell
 SMOOTHING = 0.7  # standard deviation of the blur of the field, in grid cells: hides its steps, keeps noses
 CRUMB = 0.01  # of the largest piece's volume: smaller pieces float about and are left out
 SHELL, SHELL_SAMPLES = 0.06, 12  # a vertex takes the colour of this length of a ray, and so many samples on it
-RESOLUTIONS = (16, 512)
+RESOLUTIONS = (16, 384)
 KINDS = (".glb", ".obj", ".ply")
 
 
@@ -160,8 +160,7 @@ def blurred(field: Tensor) -> Tensor:
 def outer_pieces(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pieces of a closed surface that one would miss: large ones. Crumbs that float, and caves, are left out.
 
-    A cave is a closed surface inside another, whose faces look inwards: its volume is negative. Nobody sees it, and no
-    picture ever said what is there.
+    A cave is a closed surface inside another, and its faces look inwards: its volume is negative.
     """
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = coo_matrix((np.ones(len(edges), bool), edges.T), shape=(len(vertices),) * 2)
@@ -195,19 +194,35 @@ def shell_colours(avatar: Avatar, vertices: np.ndarray, normals: np.ndarray) -> 
 def write_mesh(surface: Surface, path: str | Path) -> Path:
     """Write a surface as its ending says, in metres, with vertex colours.
 
-    glTF defines COLOR_0 as linear light, which a viewer turns into sRGB for the screen: written as they are, colours
-    would be pale. OBJ (whose vertex colours are a common extension) and PLY say nothing, and programs show the numbers
-    as they are: they keep sRGB. In GLB 16 bits, since 8 bits of linear light would leave steps in dark hair.
+    glTF defines vertex colours as linear light, which a viewer turns into sRGB for the screen: as they are they would
+    come out pale. OBJ (whose vertex colours are a common extension) and PLY say nothing, and programs show the numbers
+    that they read: these keep sRGB, in 8 bits.
     """
     path = Path(path)
-    glb = path.suffix.lower() == ".glb"
-    colours = to_linear(surface.colours) if glb else surface.colours
-    colours = np.concatenate([colours, np.ones_like(colours[:, :1])], axis=1)
     mesh = trimesh.Trimesh(surface.vertices * METRES, surface.faces, process=False)
-    mesh.visual.vertex_colors = (colours * 255).round().astype(np.uint8)
+    colours = np.pad(surface.colours, ((0, 0), (0, 1)), constant_values=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    mesh.export(path)
+    if path.suffix.lower() == ".glb":
+        # 16 bits: 8 bits of linear light have three steps for all of dark hair. trimesh writes 8, but any attribute.
+        linear = np.concatenate([to_linear(colours[:, :3]), colours[:, 3:]], axis=1)
+        mesh.vertex_attributes["_COLOUR"] = (linear * 65535).round().astype(np.uint16)
+        path.write_bytes(mesh.export(file_type="glb", include_normals=True, tree_postprocessor=_finish_gltf))
+    else:
+        mesh.visual.vertex_colors = (colours * 255).round().astype(np.uint8)
+        mesh.export(path, **({"vertex_normal": True} if path.suffix.lower() == ".ply" else {"include_normals": True}))
     return path
+
+
+def _finish_gltf(tree: dict) -> None:
+    """The attribute becomes the vertex colour; and light is in the colours already, so nothing shall light them."""
+    (primitive,) = tree["meshes"][0]["primitives"]
+    attributes = primitive["attributes"]
+    attributes["COLOR_0"] = attributes.pop("_COLOUR")
+    tree["accessors"][attributes["COLOR_0"]]["normalized"] = True
+    plain = {"metallicFactor": 0.0, "roughnessFactor": 1.0}  # for viewers that do not know the extension
+    tree["materials"] = [{"pbrMetallicRoughness": plain, "extensions": {"KHR_materials_unlit": {}}}]
+    tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), "KHR_materials_unlit"]
+    primitive["material"] = 0
 
 
 def to_linear(colours: np.ndarray) -> np.ndarray:
