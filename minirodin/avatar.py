@@ -147,7 +147,7 @@ class Avatar:
         """In a notebook: a small picture to be turned with the mouse or the arrow keys."""
         from minirodin.page import turning
 
-        return turning(self, frames=12, size=128)
+        return turning(self.views(orbit_cameras(np.arange(12) * 30, 8, 128)), width="160px")
 
 
 def to_rgb(images: Tensor, background: float = 1.0) -> Tensor:
