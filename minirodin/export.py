@@ -127,7 +127,8 @@ def light_along(depth: Tensor, towards: tuple[int, int, int]) -> Tensor:
     """
     axis = next(i for i in range(3) if towards[i])
     half, light = torch.exp(-0.5 * depth), torch.empty_like(depth)  # half: of the way through a cell
-    order = range(len(depth)) if towards[axis] > 0 else reversed(range(len(depth)))
+    layers = range(depth.shape[axis])
+    order = layers if towards[axis] > 0 else reversed(layers)
     shift = [step for i, step in enumerate(towards) if i != axis]
     before = torch.ones_like(half.select(axis, 0))
     for i in order:

@@ -27,7 +27,8 @@ TURN = """\
  0 0/{count}00% 100%"
  onpointerdown="this.setPointerCapture(event.pointerId);this.from=+this.nextElementSibling.value;this.x=event.clientX"
  onpointermove="if(this.hasPointerCapture(event.pointerId)){{const s=this.nextElementSibling,n=+s.max+1,
-  d=Math.round((event.clientX-this.x)/this.clientWidth*n);s.value=((this.from-d)%n+n)%n;s.oninput()}}"></div>
+  d=Math.round((event.clientX-this.x)/this.clientWidth*n);s.value=((this.from-d)%n+n)%n;s.oninput()}}"
+ onpointerup="this.nextElementSibling.focus()"></div>
 <input type="range" min="0" max="{last}" value="0" aria-label="turn the picture" style="width:100%;margin:0"
  oninput="this.previousElementSibling.style.backgroundPosition=this.value/this.max*100+'% 0'"
  onkeydown="const n=+this.max+1,d={{ArrowLeft:-1,ArrowRight:1}}[event.key];
