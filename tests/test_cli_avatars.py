@@ -56,7 +56,7 @@ def fails(capsys, *argv) -> str:
 
 def test_generate_then_edit(pipe, fitted, tmp_path, capsys):
     made, changed = tmp_path / "made", tmp_path / "changed"
-    flags = "--seed 7 --guidance-scale 2.5 --steps 3 --size 32".split()
+    flags = ["--seed", "7", "--guidance-scale", "2.5", "--steps", "3", "--size", "32"]
     assert cli.main(["generate", "a <b>bald</b> man", "--out", str(made), *flags]) == 0
     words = {"seed": 7, "guidance_scale": 2.5, "num_inference_steps": 3}
     assert pipe.asked == [(("a <b>bald</b> man", None), words)]

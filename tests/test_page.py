@@ -1,4 +1,4 @@
-"""The page of an avatar: complete in itself, harmless whatever it was asked for, and its frames are those of the turn."""
+"""The page of an avatar: complete in itself, harmless whatever it was asked for, its frames those of the turn."""
 
 import base64
 import io
