@@ -107,6 +107,15 @@ def test_a_hollow_head_with_holes_is_filled():
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.1)
 
 
+def test_a_crack_does_not_light_the_inside():
+    density = torch.zeros(20, 20, 20)
+    density[4:16, 4:16, 4:16] = 400.0
+    density[6:14, 6:14, 6:14] = 0.0
+    density[14:, 9:12, 9:12] = 0.0  # at the front, three cells wide
+    hidden = hidden_grid(density)
+    assert hidden[10, 10, 10] > 0.9 and hidden[2, 10, 10] == 0 and hidden[18, 10, 10] == 0
+
+
 def test_fog_ends_where_half_of_the_light_is_left():
     """A wide, thin block: the surface lies ln 2 / σ below its top, at a place that no threshold of σ tells."""
     density = torch.zeros(60, 60, 60)
