@@ -27,7 +27,7 @@
 #
 # | preset | what runs live | time | memory |
 # | --- | --- | --- | --- |
-# | `smoke` | the studio on a stand-in of eight people (section 1), an explorer of the fitted eight | 60 s on two cores | 1 GB |
+# | `smoke` | a stand-in for the models (section 1), the studio, an explorer | 60 s on two cores | 1 GB |
 # | `small`, `full` | the same: nothing here depends on the preset | as `smoke` | as `smoke` |
 #
 # 1 a pipeline in the box · 2 one state, three functions · 3 fast enough for a hand · 4 the studio · 5 sheets of it ·
@@ -38,6 +38,7 @@ import os
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -144,10 +145,8 @@ from minirodin.base import BaseModel
 from minirodin.plane_space import PlaneSpace
 
 look = shared.config
-unet, process = (
-    replace(look.base.unet, latent=z.shape[1]),
-    replace(look.base.diffusion, prediction="x0", vlb_weight=0.0),
-)
+unet = replace(look.base.unet, latent=z.shape[1])
+process = replace(look.base.diffusion, prediction="x0", vlb_weight=0.0)
 settings = replace(look, base=replace(look.base, unet=unet, diffusion=process))
 space = PlaneSpace(torch.zeros_like(known[0]), torch.eye(known.shape[2]))  # planes as they are
 base = BaseModel(Mixture(known, z), shared, settings, space, encoder.fingerprint)
@@ -161,7 +160,7 @@ pipe = RodinPipeline(base, encoder, Step())
 from minirodin.studio import EDITS, FittedPeople, Sculptor, StudioState, picture, preview_picture
 
 sculptor = Sculptor(pipe)
-start = StudioState(seed=seed, size=192)
+start = StudioState(seed=seed, size=160)
 texts = ["a bald woman with round glasses", "a man with long hair in a pink hoodie", "an old man with grey hair"]
 texts += ["a young man with red hair"]
 states = [replace(start, prompt=text, seed=seed + i) for text in texts for i in range(3)]
@@ -269,22 +268,22 @@ studio
 # For those who read this without a kernel: the studio with each control moved once, one after the other.
 
 # %% tags=["check"]
-moves = {"azimuth": -30, "beard": 0.8, "glasses": 0.6, "mix": 0.5, "seed": 11, "guidance_scale": 0.5}
-moves |= {"mix ": 0.0, "beard ": 0.0, "prompt": "a woman with a white afro", "age": 0.4, "elevation": 25}
+moves = [("azimuth", -30), ("beard", 0.8), ("glasses", 0.6), ("mix", 0.5), ("seed", 11), ("guidance_scale", 0.5)]
+moves += [("mix", 0.0), ("beard", 0.0), ("prompt", "a woman with a white afro"), ("age", 0.4), ("elevation", 25)]
 frames, planes = [studio.view.value], [studio.planes.value]
-for name, value in moves.items():
-    studio.controls[name.strip()].value = value  # what a hand on the slider does
+for name, value in moves:
+    studio.controls[name].value = value  # what a hand on the slider does
     frames.append(studio.view.value)
     planes.append(studio.planes.value)
 assert len(set(frames)) == len(frames), "a control moved and the picture did not"
-still = [a == b for a, b in zip(planes, planes[1:], strict=False)]
-assert [name for name, same in zip(moves, still, strict=True) if same] == ["azimuth", "elevation"], still
+still = [a == b for a, b in pairwise(planes)]
+assert [name for (name, _), same in zip(moves, still, strict=True) if same] == ["azimuth", "elevation"], still
 print(f"{len(moves)} moves: the picture followed each, the planes all but the camera's")
 
 # %%
 import io
 
-titles = ["as it starts", *(f"{name.strip().replace('_', ' ')}: {value}" for name, value in moves.items())]
+titles = ["as it starts", *(f"{name.replace('_', ' ')}: {value}" for name, value in moves)]
 titles = [title if len(title) < 24 else title[:22] + " …" for title in titles]
 shown = [Image.open(io.BytesIO(frame)) for frame in frames]
 photo(show_images(shown, titles, columns=6))
@@ -298,7 +297,7 @@ studio.controls["prompt"].value = "  "
 assert "prompt is empty" in studio.message.value and studio.view.value == before
 studio.controls["prompt"].value = "a woman with a white afro"
 studio.draw()  # what happens by itself when the hand rests
-assert "full picture" in studio.message.value and Image.open(io.BytesIO(studio.view.value)).size == (192, 192)
+assert "full picture" in studio.message.value and Image.open(io.BytesIO(studio.view.value)).size == (160, 160)
 print("a mistake is one line; the next picture is there again")
 
 # %% [markdown]
@@ -354,7 +353,7 @@ photo(show_images([quick(replace(start, guidance_scale=s)) for s in scales], [f"
 
 # %% tags=["nbval-ignore-output"]
 names = list(people)
-explorer = fitted_explorer(people, StudioState(prompt=names[1], size=192))
+explorer = fitted_explorer(people, StudioState(prompt=names[1], size=160))
 explorer
 
 # %%
@@ -392,7 +391,7 @@ print("saved", files[0].name, Image.open(files[0]).size)
 #
 # | the paper | here |
 # | --- | --- |
-# | texts through CLIP, portraits through inversion | the project's own encoder, which reads what its people are made of |
+# | texts through CLIP, portraits through inversion | the project's own encoder |
 # | edits z + λδ, shown at chosen strengths | the same under a slider, back to length 1, with the noise kept |
 # | interpolation of latents | the same, on the arc |
 # | a diffusion model trained on 100 000 people | until the weights are in the box: a formula that knows eight |
