@@ -242,7 +242,7 @@ print("the ends are the two people; half way is as far from one as from the othe
 from minirodin.studio import preview_seconds
 
 views = [preview_picture(avatar, start), picture(avatar, start)]
-photo(show_images(views, ["preview", "full"], columns=2, width=5))
+show_images(views, ["preview", "full"], columns=2, width=5)
 
 # %% tags=["check"]
 taken = preview_seconds(avatar)
