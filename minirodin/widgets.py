@@ -62,7 +62,7 @@ def fitted_explorer(people: Mapping[str, Avatar], start: StudioState | None = No
     largest = people[first].planes.shape[-1]
     sizes = [("own", 0), *((f"{r}²", r) for r in (128, 64, 32, 16, 8) if r < largest)]
     controls = {
-        "prompt": w.Dropdown(options=list(people), value=start.prompt),
+        "prompt": w.Dropdown(options=list(people), value=start.prompt, description="person"),
         **_camera(w, start),
         "resolution": w.SelectionSlider(options=sizes, value=start.resolution),
     }
@@ -92,7 +92,7 @@ class Panel:
         for heading, count in groups.items():
             left.append(w.HTML(f"<b>{heading}</b>"))
             for name, control in rest[:count]:
-                control.description = name.replace("_", " ")
+                control.description = control.description or name.replace("_", " ")
                 control.layout.width, control.style.description_width = "340px", "95px"
                 if hasattr(control, "continuous_update"):  # only what needs no sampling follows the hand
                     control.continuous_update = name in CAMERA

@@ -24,14 +24,14 @@ FLAGS += ["--disable-component-update", "--disable-dev-shm-usage"]
 CELL = """from minirodin import Avatar
 from minirodin.widgets import fitted_explorer
 
-fitted_explorer({name: Avatar.load(f"%s/{name}") for name in ("one", "two")})"""
+fitted_explorer({name: Avatar.load(f"%s/{name}.safetensors") for name in ("1000003", "1000005")})"""
 PICTURE = ".jp-OutputArea img[width='400']"
 
 
 @pytest.fixture
-def lab(fitted, tmp_path):
+def lab(tmp_path):
     """The address of a notebook with the studio in a JupyterLab of its own."""
-    notebook = jupytext.reads(f"# %%\n{CELL % fitted}\n", "py:percent")
+    notebook = jupytext.reads(f"# %%\n{CELL % (ROOT / 'data_samples/avatars')}\n", "py:percent")
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     jupytext.write(notebook, tmp_path / "studio.ipynb")
     with socket.socket() as free:
