@@ -54,7 +54,8 @@ class BaseModel:
         path = folder / "model.safetensors"
         tensors, metadata = read_tensors(path, KIND)
         config = config_from(metadata, path)
-        shared = SharedDecoder.load(folder / "decoder.safetensors")
+        own = folder / "decoder.safetensors"  # or that of the pipeline
+        shared = SharedDecoder.load(own if own.is_file() else folder.parent / own.name)
         if metadata.get("decoder") != fingerprint(shared.decoder):
             raise CheckpointError(f"{path} was not trained on planes of the decoder beside it")
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}

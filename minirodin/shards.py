@@ -52,8 +52,10 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     return _restored(tensors), metadata
 
 
-def quantised(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in 8 bits with a scale an output channel, a quarter of float32; `read_tensors` turns them back.
+def quantised(tensors: dict[str, Tensor], lead: int = 1) -> dict[str, Tensor]:
+    """Numbers in 8 bits with a scale each of the `lead` first axes' places; `read_tensors` turns them back.
+
+    That is an output channel of a network's weights, a quarter of float32, and with 2 a channel of planes.
 
     What is small, or has less than two dimensions, stays as it is. A value moves by at most a 254th of the largest of
     its channel.
@@ -63,8 +65,8 @@ def quantised(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if value.dim() < 2 or value.numel() < 1024 or not value.is_floating_point():
             out[name] = value
             continue
-        scale = value.float().flatten(1).abs().amax(1).clamp_min(1e-12) / 127  # (D,)
-        out[name] = (value.float() / scale.view(-1, *[1] * (value.dim() - 1))).round().to(torch.int8)
+        scale = value.float().flatten(lead).abs().amax(-1).clamp_min(1e-12) / 127
+        out[name] = (value.float() / _spread(scale, value)).round().to(torch.int8)
         out[name + SCALE] = scale
     return out
 
@@ -72,8 +74,12 @@ def quantised(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     scales = {name: tensors.pop(name + SCALE) for name in list(tensors) if name + SCALE in tensors}
     for name, scale in scales.items():
-        tensors[name] = tensors[name].float() * scale.view(-1, *[1] * (tensors[name].dim() - 1))
+        tensors[name] = tensors[name].float() * _spread(scale, tensors[name])
     return tensors
+
+
+def _spread(scale: Tensor, value: Tensor) -> Tensor:
+    return scale[(...,) + (None,) * (value.dim() - scale.dim())]
 
 
 def config_from(metadata: dict[str, str], path: Path) -> Config:
