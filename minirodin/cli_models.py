@@ -155,19 +155,25 @@ def _assess_encoder(model: Path, portraits: Path) -> dict:
 
 
 def pack(model: Positional[Path], out: Path) -> None:
-    """Copy a trained model with its weights in 8 bits, a quarter of the size.
+    """Copy a trained model, or an avatar, with its weights or planes in 8 bits.
 
     Args:
-        model: folder that `minirodin train` wrote.
-        out: folder of the copy, which every command takes as it takes the original.
+        model: folder that `minirodin train` wrote, or an avatar file.
+        out: folder, or file, of the copy, which every command takes as it takes the original.
     """
     import shutil
 
     from minirodin.shards import atomic_save, quantised, read_tensors
 
-    path = model / "model.safetensors"
     if out.resolve() == model.resolve():
-        raise ConfigError(f"{out} is the model itself: choose another folder")
+        raise ConfigError(f"{out} is the model itself: choose another {'file' if model.is_file() else 'folder'}")
+    if model.is_file():
+        tensors, metadata = read_tensors(model, "avatar")
+        planes = quantised({"planes": tensors.pop("planes")}, lead=2)
+        atomic_save(planes | tensors, out, metadata)
+        print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, before {model.stat().st_size / 2**20:.1f}")
+        return
+    path = model / "model.safetensors"
     tensors, metadata = read_tensors(path, _kind_of(path))
     weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("network.")}
     statistics = {name: value.half() for name, value in tensors.items()}

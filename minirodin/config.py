@@ -100,7 +100,7 @@ class DiffusionConfig:
     schedule: str = "linear"  # λ linear in t (E6) | cosine: tan(πt/2) = exp(−λ/2)
     log_snr_max: float = 6.0  # the paper does not say; less noise than this on the planes cannot be seen (notebook 02)
     log_snr_min: float = -10.0
-    log_snr_stop: float | None = None  # where sampling ends, with the mean of all that could follow; None: log_snr_max
+    log_snr_stop: float = 99.0  # where sampling ends, with the mean of what could follow; at log_snr_max at the latest
     shift: float = 0.0  # where the cosine's middle is; negative: more of training at much noise
     prediction: str = "v"  # eps (E7) | x0 | v; at much noise the smallest error in ε̂ is a huge one in ŷ_0
     vlb_weight: float = 1e-3  # E8, of the bound with `steps` steps (Improved DDPM)
@@ -135,7 +135,7 @@ class BaseConfig:
     plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
     diffusion: DiffusionConfig = field(
         # Planes repeat themselves: at λ = −8 the noisy ones still show whose they are, as pure noise does not.
-        default_factory=lambda: DiffusionConfig(schedule="cosine", shift=-1.0, log_snr_min=-14.0, log_snr_stop=0.0)
+        default_factory=lambda: DiffusionConfig(schedule="cosine", shift=-1.0, log_snr_min=-14.0)
     )
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # 2e-3 is worse

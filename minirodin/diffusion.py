@@ -70,7 +70,7 @@ class Diffusion:
 
     Raises:
         ConfigError: an unknown schedule or prediction, a linear one shifted, λ_max ≤ λ_min,
-            λ_stop outside of them, or no steps.
+            λ_stop ≤ λ_min, or no steps.
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -82,9 +82,8 @@ class Diffusion:
             raise ConfigError(f"shift {config.shift} is of the cosine schedule: give log_snr_min instead")
         if config.log_snr_max <= config.log_snr_min:
             raise ConfigError(f"log_snr_max {config.log_snr_max} must exceed log_snr_min {config.log_snr_min}")
-        stop = config.log_snr_stop
-        if stop is not None and not config.log_snr_min < stop <= config.log_snr_max:
-            raise ConfigError(f"log_snr_stop {stop} must lie between log_snr_min and log_snr_max")
+        if config.log_snr_stop <= config.log_snr_min:
+            raise ConfigError(f"log_snr_stop {config.log_snr_stop} must exceed log_snr_min {config.log_snr_min}")
         if config.steps < 1:
             raise ConfigError(f"diffusion.steps is {config.steps}: give at least 1")
         self.config = config
@@ -110,14 +109,13 @@ class Diffusion:
         """λ from λ_min to λ_stop in N even steps, what a sampler walks through whatever the schedule: (N + 1,).
 
         A schedule is about training: where it spends little, a step of its own t would leap over much noise at once.
-        λ_stop is λ_max unless set. Ended earlier, a sampler returns the mean of all details that would do: softer than
+        λ_stop is λ_max unless set lower. Ended earlier, a sampler returns the mean of all details that would do: softer than
         any of them, but without those that a network draws badly.
         """
         if steps < 1:
             raise ConfigError(f"{steps} sampling steps were asked for: give at least 1")
         c = self.config
-        stop = c.log_snr_max if c.log_snr_stop is None else c.log_snr_stop
-        return torch.linspace(c.log_snr_min, stop, steps + 1, device=device)
+        return torch.linspace(c.log_snr_min, min(c.log_snr_stop, c.log_snr_max), steps + 1, device=device)
 
     def q_sample(self, x0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
         """E6: y_t = α_t y_0 + σ_t ε."""

@@ -75,6 +75,11 @@ def test_grid_walks_from_noise_to_data_in_even_steps_of_log_snr(schedule, steps)
     torch.testing.assert_close(grid, -10 + 20 * torch.arange(steps + 1) / steps, rtol=0, atol=1e-5)
 
 
+def test_a_grid_may_stop_early_and_never_late():
+    assert process(log_snr_stop=0.0).grid(4).tolist() == [-10.0, -7.5, -5.0, -2.5, 0.0]
+    assert torch.equal(process(log_snr_stop=50.0).grid(4), process().grid(4))
+
+
 @pytest.mark.parametrize("steps", [0, -3])
 def test_a_grid_without_steps_is_refused(steps):
     with pytest.raises(ConfigError, match=f"{steps} sampling steps"):
@@ -88,6 +93,7 @@ def test_a_grid_without_steps_is_refused(steps):
         ({"prediction": "epsilon"}, "unknown prediction 'epsilon'.*eps, x0 or v"),
         ({"log_snr_max": -10.0}, "log_snr_max -10.0 must exceed log_snr_min -10.0"),
         ({"log_snr_max": -11.0}, "log_snr_max -11.0 must exceed"),
+        ({"log_snr_stop": -10.0}, "log_snr_stop -10.0 must exceed log_snr_min"),
         ({"steps": 0}, "steps"),
         ({"shift": 1.0}, "shift 1.0 is of the cosine schedule"),
     ],

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from toys import FieldDecoder, ball_config, position_planes, soft_ball
 
 from minirodin import Avatar as exported
+from minirodin import cli
 from minirodin.cameras import orbit_cameras
 from minirodin.errors import CheckpointError, MinirodinError, RenderError
 from minirodin.pipeline import Avatar, to_rgb
@@ -65,6 +66,15 @@ def test_planes_of_full_precision_change_little_in_the_file(avatar, tmp_path):
     loaded = Avatar.load(rough.save(tmp_path / "a.safetensors"))
     assert torch.equal(loaded.planes, rough.planes.half().float())
     assert (loaded.render(size=24) - rough.render(size=24)).abs().mean() < 2e-3
+
+
+def test_packed_planes_look_the_same(avatar, tmp_path, capsys):
+    path, packed = avatar.save(tmp_path / "someone.safetensors"), tmp_path / "packed.safetensors"
+    assert cli.main(["pack", str(path), "--out", str(packed)]) == 0
+    planes, ours = Avatar.load(path).planes, Avatar.load(packed).planes
+    assert packed.stat().st_size < path.stat().st_size and not torch.equal(planes, ours)
+    assert ((ours - planes).abs() <= planes.abs().amax((2, 3), keepdim=True) / 254 + 1e-7).all()
+    assert cli.main(["pack", str(path), "--out", str(path)]) == 2 and "another file" in capsys.readouterr().err
 
 
 def test_a_subject_of_a_fitted_folder(fitted, avatar):

@@ -1,0 +1,38 @@
+"""The weights in the box, all together: a text in, a person out who looks as it says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minirodin import RodinPipeline
+from minirodin.avatar import to_rgb
+from minirodin.classifier import HEADS, AttributeClassifier
+from minirodin.judgement import named
+
+BOX = Path(__file__).resolve().parent.parent / "data_samples" / "pretrained" / "small"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return RodinPipeline.from_pretrained(BOX, "cpu")
+
+
+@pytest.mark.parametrize(
+    "prompt, expected",
+    [
+        ("a man wearing a blue baseball cap and a green hoodie", {"hat": "cap", "clothing_color": "green"}),
+        ("a bald person with a full beard", {"hair_style": "bald", "facial_hair": "full"}),
+    ],
+)
+def test_a_text_is_what_comes_out(pipe, prompt, expected):
+    avatar = pipe(prompt, seed=1, num_inference_steps=8)
+    picture = to_rgb(avatar.render(size=144)).permute(2, 0, 1)[None]
+    answers = named(AttributeClassifier.load(BOX / "classifier", "cpu"), picture)[0].tolist()
+    seen = dict(zip(HEADS, answers, strict=True))
+    assert {name: HEADS[name][seen[name]] for name in expected} == expected
+
+
+def test_the_same_seed_is_the_same_person(pipe):
+    a, b, c = (pipe(seed=seed, num_inference_steps=2).planes for seed in (3, 3, 4))
+    assert torch.equal(a, b) and not torch.equal(a, c)
