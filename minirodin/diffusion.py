@@ -109,8 +109,8 @@ class Diffusion:
         """λ from λ_min to λ_stop in N even steps, what a sampler walks through whatever the schedule: (N + 1,).
 
         A schedule is about training: where it spends little, a step of its own t would leap over much noise at once.
-        λ_stop is λ_max unless set lower. Ended earlier, a sampler returns the mean of all details that would do: softer than
-        any of them, but without those that a network draws badly.
+        λ_stop is λ_max unless set lower. Ended earlier, a sampler returns the mean of all details that would do: softer
+        than any of them, but without those that a network draws badly.
         """
         if steps < 1:
             raise ConfigError(f"{steps} sampling steps were asked for: give at least 1")

@@ -396,7 +396,7 @@ print("saved", files[0].name, Image.open(files[0]).size)
 # | texts through CLIP, portraits through inversion | the project's own encoder |
 # | edits z + λδ, shown at chosen strengths | the same under a slider, back to length 1, with the noise kept |
 # | interpolation of latents | the same, on the arc |
-# | a diffusion model trained on 100 000 people | in this chapter a formula that knows eight; in the box, models trained on 10 240 |
+# | a diffusion model trained on 100 000 people | here a formula that knows eight; in the box, models of 10 240 |
 #
 # ## Exercises
 #
