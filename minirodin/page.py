@@ -112,7 +112,7 @@ def write_page(
     """One HTML file that shows an avatar, in the light and the dark.
 
     Args:
-        views: as for `turning`; at 36 views of 256² a page has about half a megabyte.
+        views: as for `turning`; at 36 views of 256² a page has about a quarter of a megabyte.
         title: the description that it was made from.
         facts: name → value.
         files: name → name of a file in the same folder.

@@ -372,10 +372,11 @@ print("told of noise", ", ".join(f"{n:g} as λ = {level:.1f}" for n, level in zi
 # %% [markdown]
 # ### A stand-in for the base model
 #
-# To measure anything one needs base-like planes **and** the truth about them. The base model in the box makes people whom nobody photographed. In its place
-# stands one that is a formula: it knows of people how strong each frequency of each channel is, and no more. The best
-# denoiser with that knowledge is Wiener's (`metrics.py`). It gets the eight half drowned in noise, and walks the rest
-# of the way with the ancestral sampler of chapter 02: its own streaks and stains, on people whom one still knows.
+# To measure anything one needs base-like planes **and** the truth about them. The base model in the box makes people
+# whom nobody photographed. In its place stands one that is a formula: it knows of people how strong each frequency of
+# each channel is, and no more. The best denoiser with that knowledge is Wiener's (`metrics.py`). It gets the eight half
+# drowned in noise, and walks the rest of the way with the ancestral sampler of chapter 02: its own streaks and stains,
+# on people whom one still knows.
 
 # %%
 from minirodin.diffusion import Denoised, alpha_sigma
