@@ -23,7 +23,7 @@ def train(
     preset: str = "small",
     variant: Literal["baseline", "rollout", "aware"] | None = None,
     validation: Path | None = None,
-    start: Path | None = None,
+    begin_from: Path | None = None,
     captures: Path | None = None,
     augmentation: Path | None = None,
 ) -> None:
@@ -40,20 +40,20 @@ def train(
         preset: smoke, small or full: the settings below start from it.
         variant: of base: planes stacked in channels, rolled out, or, as by default, that with 3D-aware convolutions.
         validation: another folder like `data` (for base and refiner: of the same decoder), whose loss is logged.
-        start: of base: the folder of another one to begin from, instead of random weights.
+        begin_from: of base: the folder of another one to begin from, instead of random weights.
         captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes. Of
             refiner: those of everybody, of four times the side of its views.
         augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
     """
     runs = {
-        "base": lambda: _train_base(data, config, out, validation, variant or "aware", start),
+        "base": lambda: _train_base(data, config, out, validation, variant or "aware", begin_from),
         "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
         "refiner": lambda: train_refiner(data, config, out, validation, captures),
         "classifier": lambda: _train_classifier(data, config, out, validation),
         "encoder": lambda: _train_encoder(data, config, out, validation),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
-    options = {"base": {"variant": variant, "start": start}, "upsampler": {"augmentation": augmentation}}
+    options = {"base": {"variant": variant, "begin_from": begin_from}, "upsampler": {"augmentation": augmentation}}
     options.setdefault("refiner" if what == "refiner" else "upsampler", {})["captures"] = captures
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
@@ -375,7 +375,8 @@ def _check_flags(what: str, kinds: list[str], config: Config, untouched: Config,
 
     A section of the settings that is named after a kind is that kind's own, all others are base's; options are by kind.
     """
-    given = {f"--{name}": kind for kind in options for name, value in options[kind].items() if value is not None}
+    flags = ((kind, name, value) for kind, named in options.items() for name, value in named.items())
+    given = {f"--{name.replace('_', '-')}": kind for kind, name, value in flags if value is not None}
     for field in dataclasses.fields(Config):
         if getattr(config, field.name) != getattr(untouched, field.name):
             given[f"--{field.name}.…"] = field.name if field.name in kinds else "base"
