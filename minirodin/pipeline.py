@@ -236,13 +236,17 @@ class RodinPipeline:
         )
         return REACH * (there - here).mean(0)
 
-    def interpolate(self, a: Avatar | Tensor, b: Avatar | Tensor, count: int = 5, **settings) -> list[Avatar]:
-        """Avatars along the arc between two latents, with the noise of the first; `settings` as of `sculpt`."""
+    def interpolate(
+        self, a: Avatar | Tensor, b: Avatar | Tensor, count: int = 5, guidance_scale: float = 1.5,
+        num_inference_steps: int = 25, **settings,
+    ) -> list[Avatar]:  # fmt: skip
+        """Avatars along the arc between two latents, with the noise of the first; `settings`: upsample, refine."""
         (start, seed), (end, _) = self._origin(a), self._origin(b)
         angle = torch.arccos((start @ end).clamp(-1, 1)).clamp_min(1e-4)
         arc = [(torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
                for t in torch.linspace(0, 1, count)]  # fmt: skip
-        return [self.sculpt(F.normalize(z, dim=0), seed, **settings) for z in arc]
+        how = guidance_scale, num_inference_steps
+        return [self.sculpt(F.normalize(z, dim=0), seed, *how, **settings) for z in arc]
 
     def _origin(self, subject: Avatar | Tensor) -> tuple[Tensor, int]:
         if isinstance(subject, Tensor):
