@@ -128,9 +128,10 @@ def assess(model: Positional[Path], portraits: Positional[Path], out: Path | Non
         out: file for the numbers; they are always printed.
     """
     from minirodin.evaluation import provenance, write_json
+    from minirodin.pretrained import kind_of
 
     runs = {"attribute classifier": _assess_classifier, "image-text encoder": _assess_encoder}
-    kind = _kind_of(model / "model.safetensors")
+    kind = kind_of(model / "model.safetensors")
     if kind not in runs:
         raise ConfigError(f"{model} holds a {kind}, which assess does not measure: give a {' or '.join(runs)}")
     results = {**provenance(), "kind": kind, **runs[kind](model, portraits)}
@@ -154,17 +155,25 @@ def _assess_encoder(model: Path, portraits: Path) -> dict:
     return assess_encoder(ImageTextEncoder.load(model), Portraits.load(portraits))
 
 
-def pack(model: Positional[Path], out: Path) -> None:
-    """Copy a trained model, or an avatar, with its weights or planes in 8 bits.
+def pack(model: Positional[Path], out: Path | None = None) -> None:
+    """Copy a trained model, or an avatar, with its weights or planes in 8 bits; or write a pipeline's index.
 
     Args:
-        model: folder that `minirodin train` wrote, or an avatar file.
-        out: folder, or file, of the copy, which every command takes as it takes the original.
+        model: folder that `minirodin train` wrote, or an avatar file; without --out the folder of a pipeline (base,
+            encoder, latent …), whose model_index.json is written anew for the files that are there.
+        out: folder, or file, of the copy, which every command takes as it takes the original. In a folder that has a
+            model_index.json it takes the place of a component, and the index follows.
     """
-    import shutil
-
+    from minirodin.pretrained import INDEX, pack_model, write_index
     from minirodin.shards import atomic_save, quantised, read_tensors
 
+    if out is None:
+        if model.is_file():
+            raise ConfigError(f"{model} is a file: say with --out what its copy is to be called")
+        for name, entry in write_index(model).items():
+            print(f"{entry['sha256'][:16]}  {entry['size'] / 2**20:6.1f} MiB  {name}: {entry['kind']}")
+        print(model / INDEX)
+        return
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out} is the model itself: choose another {'file' if model.is_file() else 'folder'}")
     if model.is_file():
@@ -173,14 +182,8 @@ def pack(model: Positional[Path], out: Path) -> None:
         atomic_save(planes | tensors, out, metadata)
         print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, before {model.stat().st_size / 2**20:.1f}")
         return
-    path = model / "model.safetensors"
-    tensors, metadata = read_tensors(path, _kind_of(path))
-    weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("network.")}
-    statistics = {name: value.half() for name, value in tensors.items()}
-    atomic_save(quantised(weights) | statistics, out / path.name, metadata)
-    if (model / "decoder.safetensors").is_file():
-        shutil.copyfile(model / "decoder.safetensors", out / "decoder.safetensors")
-    print(f"{out}: {(out / path.name).stat().st_size / 2**20:.1f} MiB, before {path.stat().st_size / 2**20:.1f}")
+    before, after = pack_model(model, out)
+    print(f"{out}: {after / 2**20:.1f} MiB, before {before / 2**20:.1f}")
 
 
 def sample(
@@ -355,19 +358,6 @@ def compare(
     if out:
         write_json(results, out)
     print(json.dumps(results, indent=1))
-
-
-def _kind_of(path: Path) -> str:
-    """What a model file says it is."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: give the folder that `minirodin train` wrote")
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("kind", "file of no known kind")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is cut short or damaged ({error}): make it again") from None
 
 
 def _check_flags(what: str, kinds: list[str], config: Config, untouched: Config, options: dict) -> None:
