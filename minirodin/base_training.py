@@ -12,13 +12,14 @@ from torch import Tensor
 from minirodin.base import KIND, BaseModel, build_unet
 from minirodin.config import Config
 from minirodin.errors import CheckpointError, DataError
-from minirodin.plane_space import PlaneSpace, visible_metric
+from minirodin.plane_space import PlaneSpace, visible_metric, visible_texels
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint, load_weights
 from minirodin.training import Trainer
 from minirodin.triplane import resize_planes
 
 PREVIEWS, PREVIEW_STEPS = 8, 25
+FOCUSED = 0.02, 50.0  # times the mean texel's visibility, the least and the most: what is not seen must not drift
 LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # λ at which errors are measured, whatever the schedule …
 NOISIER = (-8.0, -10.0, -12.0)  # … and others in the log, where it is told by the latent alone who is meant
 
@@ -104,6 +105,10 @@ def train_base(
     else:
         metric = visible_metric(planes, shared.decoder, config.render) if config.base.visible else None
         space = PlaneSpace.of(planes, metric)
+    weight = torch.ones(())
+    if config.base.focus:
+        seen = visible_texels(planes, shared.decoder, config.render, space).clamp(*FOCUSED) ** config.base.focus
+        weight = (seen / seen.mean())[:, None]  # (3, 1, R, R)
     model = BaseModel(network, shared, config, space, encoder)
     metadata = {
         "kind": KIND,
@@ -126,7 +131,7 @@ def train_base(
         if width:
             keep = torch.rand(len(z), generator=generator, device=z.device) >= config.base.unet.drop_latent
             condition = z, keep
-        return model.diffusion.losses(network, x0, generator, *condition)
+        return model.diffusion.losses(network, x0, generator, *condition, weight=weight)
 
     def batches(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         of = torch.randint(len(planes), (number,), generator=generator, device=planes.device)
@@ -138,7 +143,7 @@ def train_base(
         _previews(model, out, latents[:PREVIEWS, 0] if width else None, measured),
     )  # fmt: skip
     model.to(trainer.device)
-    planes, latents = planes.to(trainer.device), latents.to(trainer.device)
+    planes, latents, weight = (v.to(trainer.device) for v in (planes, latents, weight))
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
     trainer.run(show_progress)

@@ -138,6 +138,7 @@ class BaseConfig:
         default_factory=lambda: DiffusionConfig(schedule="cosine", shift=-1.0, log_snr_min=-14.0)
     )
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
+    focus: float = 0.0  # power of what a texel does to pictures, by which its error is weighed; 0: all alike (E7)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # 2e-3 is worse
 
     def of_variant(self, variant: str) -> "BaseConfig":
@@ -330,8 +331,7 @@ PRESETS = {
             ),
         ),
         classifier=ClassifierConfig(
-            size=64,
-            channels=(16, 32, 64, 96),
+            **{"size": 64, "channels": (16, 32, 64, 96)},
             train=TrainConfig(
                 **{"steps": 200, "batch": 32, "lr": 3e-3, "warmup": 20, "ema": 0.95},
                 **{"log_every": 20, "preview_every": 100, "checkpoint_every": 100},

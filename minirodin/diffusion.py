@@ -151,7 +151,12 @@ class Diffusion:
         return lambda x_t, log_snr: self.interpret(network(x_t, log_snr).float(), x_t, log_snr)
 
     def losses(
-        self, network: Callable[..., Tensor], x0: Tensor, generator: torch.Generator, *condition: Tensor
+        self,
+        network: Callable[..., Tensor],
+        x0: Tensor,
+        generator: torch.Generator,
+        *condition: Tensor,
+        weight: Tensor | float = 1.0,
     ) -> dict:
         """E7 + E8 for one batch.
 
@@ -162,6 +167,7 @@ class Diffusion:
             x0: (B, …) standardised data.
             generator: on the device of x0; draws t and ε.
             condition: whatever else the network is to see.
+            weight: of each value's squared error, of mean 1; broadcasts to x0. The best answer stays what it is.
 
         Returns:
             `loss` (scalar, to minimise), `simple` (of what is predicted), `vlb`, and `eps`, the error of ε̂ (E7)
@@ -174,7 +180,7 @@ class Diffusion:
         eps = torch.randn(x0.shape, device=x0.device, generator=generator)
         output = network(self.q_sample(x0, log_snr, eps), log_snr, *condition).float()
         error = (output[:, 0] - self.target(x0, eps, log_snr)).square()
-        simple = error.flatten(1).mean(1)
+        simple = (weight * error).flatten(1).mean(1)
         loss, vlb = simple.mean(), torch.zeros_like(simple)
         x0_error, eps_error = self.error_factors(log_snr)
         if self.outputs == 2:

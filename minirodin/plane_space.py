@@ -10,6 +10,7 @@ Where texels do not matter and changes are small, the distance of two planes x i
 """
 
 import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,9 +92,6 @@ def _mix(weight: Tensor, planes: Tensor) -> Tensor:
 def visible_metric(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfig, seed: int = 0) -> Tensor:
     """How pictures answer to channels: E[JᵀJ] summed over texels and pixels, averaged over people and cameras.
 
-    With random signs r on all numbers of a picture I, g = ∂(r·I)/∂planes has E[g gᵀ] = JᵀJ (Hutchinson 1990): one
-    backward pass a picture.
-
     Args:
         planes: (S, 3, C, R, R); the first `PEOPLE`, each looked at from `VIEWS` cameras of its own, R × R pixels.
         decoder: on any device; left as it is.
@@ -102,13 +100,34 @@ def visible_metric(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfi
     Returns:
         (C, C), symmetric, positive semi-definite, on the planes' device.
     """
+    flat = (g.transpose(0, 1).flatten(1) for g in _answers(planes, decoder, render, seed))  # (C, 3·R²)
+    return _mean(g @ g.T for g in flat).to(planes.device)
+
+
+def visible_texels(
+    planes: Tensor, decoder: TriplaneDecoder, render: RenderConfig, space: PlaneSpace, seed: int = 0
+) -> Tensor:
+    """How pictures answer to texels of `space`: the diagonal of E[JᵀJ], J = ∂ picture / ∂x, summed over channels.
+
+    Args as for `visible_metric`.
+
+    Returns:
+        (3, R, R), of mean 1, on the planes' device. An eye has much, the back of a head little, the room around none.
+    """
+    inverse = space.inverse.T  # ∂I/∂x = W⁻ᵀ ∂I/∂y
+    answers = (_mix(inverse.to(g), g).square().sum(1) for g in _answers(planes, decoder, render, seed))
+    seen = _mean(answers).to(planes.device)
+    return seen / seen.mean()
+
+
+def _answers(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfig, seed: int) -> Iterator[Tensor]:
+    """g = ∂(r·I)/∂planes, (3, C, R, R), of each picture I, for random signs r: E[g gᵀ] = JᵀJ (Hutchinson 1990)."""
     size, views = planes.shape[-1], min(PEOPLE, len(planes)) * VIEWS
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = copy.deepcopy(decoder).to(device).requires_grad_(False)
     cameras = capture_cameras(views, size, seed=0)
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.arange(size * size, device=device)
-    metric = torch.zeros(planes.shape[2], planes.shape[2], device=device)
     for i in range(views):
         y = planes[i // VIEWS, None].to(device, torch.float32).requires_grad_(True)
         occupancy = occupancy_from_planes(y.detach(), decoder, render.grid)
@@ -119,6 +138,12 @@ def visible_metric(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfi
             picture = seen.over(torch.ones(3, device=device))
             signs = torch.randint(0, 2, picture.shape, generator=generator).to(picture) * 2 - 1
             (g,) = torch.autograd.grad((signs * picture).sum(), y)
-        g = g[0].transpose(0, 1).flatten(1)  # (C, 3·R²)
-        metric += g @ g.T / views
-    return metric.to(planes.device)
+        yield g[0]
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    values = iter(values)
+    total, count = next(values).clone(), 1
+    for value in values:
+        total, count = total + value, count + 1
+    return total / count

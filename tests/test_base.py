@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from minirodin import base, cli, evaluation
 from minirodin.avatar import Avatar
 from minirodin.base import BaseModel, sample_people
-from minirodin.base_training import LEVELS, denoising_errors, eps_loss, load_planes, train_base
+from minirodin.base_training import FOCUSED, LEVELS, denoising_errors, eps_loss, load_planes, train_base
 from minirodin.config import BaseConfig, DiffusionConfig, TrainConfig, UNetConfig
 from minirodin.diffusion import Diffusion, alpha_sigma
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.evaluation import compare
 from minirodin.fitting import fit_subjects
-from minirodin.plane_space import PlaneSpace, visible_metric
+from minirodin.plane_space import PlaneSpace, visible_metric, visible_texels
 from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
 
 TINY = BaseConfig(
@@ -369,6 +369,26 @@ def test_eight_bits_are_enough(trained, model, tmp_path, capsys):
     ours, reference = (m.space.standardise(m.sample(noise, 4)) for m in (packed, model))
     assert (ours - reference).square().mean() < 1e-3 * reference.square().mean()
     assert cli.main(["pack", str(trained), "--out", str(trained)]) == 2
+
+
+def test_focus_weighs_texels_by_what_they_do_to_pictures(fitted, tmp_path, monkeypatch):
+    weights, losses = [], Diffusion.losses
+
+    def spy(*given, weight, **others):
+        weights.append(weight)
+        return losses(*given, weight=weight, **others)
+
+    monkeypatch.setattr(Diffusion, "losses", spy)
+    for focus in (0.0, 0.5, 1.0):
+        one = config(steps=1)
+        one = replace(one, base=replace(one.base, focus=focus))
+        model = train_base(fitted, one, tmp_path / str(focus), show_progress=False)
+    alike, half, whole = weights
+    planes, _ = load_planes(fitted, model.shape[-1])
+    seen = visible_texels(planes, model.shared.decoder, model.config.render, model.space).clamp(*FOCUSED)
+    assert alike == 1 and seen.std() > 0.2
+    torch.testing.assert_close(whole, (seen / seen.mean())[:, None])
+    torch.testing.assert_close(half, (seen.sqrt() / seen.sqrt().mean())[:, None])
 
 
 def test_training_begins_where_another_ended(fitted, trained, model, tmp_path):

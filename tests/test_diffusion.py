@@ -310,6 +310,23 @@ def test_simple_loss_of_a_network_that_says_zero_is_the_targets_variance(predict
         assert torch.equal(losses["eps"], losses["simple"])
 
 
+def test_weights_say_which_values_count():
+    """A network that errs in one value alone pays as much as that weighs; the bound (E8) is not weighed."""
+    x0 = randn(6, 3, seed=2, dtype=torch.float32)
+
+    def errs(x_t, log_snr):
+        right = process(prediction="x0").target(x0, x_t, log_snr)
+        return torch.stack([right + torch.tensor([0.0, 2.0, 0.0]), torch.zeros_like(x_t)], dim=1)
+
+    losses = [process(prediction="x0").losses(errs, x0, generator(), weight=torch.tensor(w)) for w in
+              ([1.0, 1.0, 1.0], [0.5, 2.0, 0.5], [1.5, 0.0, 1.5])]  # fmt: skip
+    torch.testing.assert_close(losses[0]["simple"], torch.full((6,), 4 / 3))
+    torch.testing.assert_close(losses[1]["simple"], torch.full((6,), 8 / 3))
+    assert losses[2]["simple"].abs().max() < 1e-6
+    assert all(torch.equal(one["vlb"], losses[0]["vlb"]) for one in losses)
+
+
+
 @PREDICTIONS
 def test_losses_of_a_perfect_network_are_zero(prediction):
     diffusion, x0 = process(prediction=prediction, log_snr_min=-6.0, log_snr_max=6.0), randn(64, 4, dtype=torch.float32)

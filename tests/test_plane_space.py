@@ -7,7 +7,7 @@ from minirodin import plane_space
 from minirodin.cameras import capture_cameras, pixel_rays
 from minirodin.config import DecoderConfig, RenderConfig
 from minirodin.decoder import TriplaneDecoder
-from minirodin.plane_space import PlaneSpace, visible_metric
+from minirodin.plane_space import PlaneSpace, visible_metric, visible_texels
 from minirodin.render import occupancy_from_planes, render_rays
 
 C, R = 3, 8
@@ -54,6 +54,25 @@ def test_metric_is_the_whole_jacobians(decoder, planes, monkeypatch):
     error = found.mean(0) - exact
     assert error.abs().max() < 4 * found.std(0).max() / 60**0.5
     assert error.abs().max() < 0.1 * exact.abs().max()
+
+
+def test_texels_count_by_the_whole_jacobian(decoder, planes, monkeypatch):
+    """Against the diagonal of JᵀJ in x, of every pixel by every texel; and one that no ray meets counts nothing."""
+    views = 2
+    monkeypatch.setattr(plane_space, "VIEWS", views)
+    cameras = capture_cameras(views * len(planes), R, seed=0)
+    space = PlaneSpace.of(planes, visible_metric(planes, decoder, RENDER))
+    exact = torch.zeros(3, R, R)
+    for i in range(len(cameras)):
+        x = space.standardise(planes[i // views])
+        seen = torch.autograd.functional.jacobian(
+            lambda x, i=i: picture(space.unstandardise(x), decoder, i, cameras).flatten(), x
+        )  # (3·R², 3, C, R, R)
+        exact += seen.square().sum((0, 2))
+    exact /= exact.mean()
+    found = torch.stack([visible_texels(planes, decoder, RENDER, space, seed) for seed in range(60)]).mean(0)
+    assert found.mean() == pytest.approx(1, rel=1e-4) and (found[exact == 0] == 0).all()
+    assert (found - exact).norm() < 0.1 * exact.norm() < 0.1 * 10 * (found - 1).norm()
 
 
 def test_a_channel_that_nobody_sees_counts_least(decoder, planes):
