@@ -26,6 +26,7 @@ def train(
     begin_from: Path | None = None,
     captures: Path | None = None,
     augmentation: Path | None = None,
+    base: Path | None = None,
 ) -> None:
     """Train a network; the same command resumes. Also under accelerate launch and torchrun.
 
@@ -44,16 +45,18 @@ def train(
         captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes. Of
             refiner: those of everybody, of four times the side of its views.
         augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
+        base: of upsampler: the folder of the base model whose samples it is to take.
     """
     runs = {
         "base": lambda: _train_base(data, config, out, validation, variant or "aware", begin_from),
-        "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
+        "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation, base),
         "refiner": lambda: train_refiner(data, config, out, validation, captures),
         "classifier": lambda: _train_classifier(data, config, out, validation),
         "encoder": lambda: _train_encoder(data, config, out, validation),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
-    options = {"base": {"variant": variant, "begin_from": begin_from}, "upsampler": {"augmentation": augmentation}}
+    options = {"base": {"variant": variant, "begin_from": begin_from}}
+    options["upsampler"] = {"augmentation": augmentation, "base": base}
     options.setdefault("refiner" if what == "refiner" else "upsampler", {})["captures"] = captures
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
@@ -71,7 +74,13 @@ def _train_base(
 
 
 def _train_upsampler(
-    data: Path, config: Config, out: Path, validation: Path | None, captures: Path | None, augmentation: Path | None
+    data: Path,
+    config: Config,
+    out: Path,
+    validation: Path | None,
+    captures: Path | None,
+    augmentation: Path | None,
+    base: Path | None,
 ) -> str:
     from minirodin.augmentation import read_augmentation
     from minirodin.upsampler_training import train_upsampler
@@ -79,7 +88,7 @@ def _train_upsampler(
     if augmentation:
         found = dataclasses.replace(config.upsampler, augment=read_augmentation(augmentation))
         config = dataclasses.replace(config, upsampler=found)
-    train_upsampler(data, config, out, validation, captures)
+    train_upsampler(data, config, out, validation, captures, base=base)
     return f"use it with: minirodin upsample AVATAR --model {out} --out sharper.safetensors"
 
 

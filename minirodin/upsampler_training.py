@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minirodin.avatar import Avatar
 from minirodin.base_training import load_latents, load_planes
+from minirodin.conditions import Conditions
 from minirodin.config import Config, RenderConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, ConfigError, DataError
@@ -84,6 +85,7 @@ def train_upsampler(
     validation: str | Path | None = None,
     captures: str | Path | None = None,
     show_progress: bool = True,
+    base: str | Path | None = None,
 ) -> Upsampler:
     """Learn the detail of fitted planes (E17–E19).
 
@@ -94,6 +96,8 @@ def train_upsampler(
         out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
         validation: another such folder, under the same decoder, for the log and the previews.
         captures: the photographs of the people in `data`, to compare patches with; else with their fitted planes.
+        base: folder of a base model, whose samples the upsampler is to take: conditions are then what it recalls of
+            noised planes (`conditions`), spoiled further (E18). One with latents needs `latents.safetensors`.
 
     Returns:
         The upsampler with averaged weights.
@@ -117,13 +121,17 @@ def train_upsampler(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c.train.seed)
         network = build_network(config)
-    low, detail = spaces(planes, shared.decoder, config)
+    conditions, width = Conditions(shared, base), c.unet.latent
+    known = width or conditions.latent
+    if known != (conditions.latent or known):
+        raise CheckpointError(f"{base} has latents of {conditions.latent} numbers, upsampler.unet.latent is {width}")
+    latents, encoder = load_latents(data, names, known) if known else (None, "")  # (S, K, Z)
+    if conditions.latent and conditions.base.encoder != encoder:
+        raise CheckpointError(f"{base} belongs to another encoder than the latents in {data}")
+    low, detail = spaces(planes, shared.decoder, config, conditions, latents)
     if not (low.weight.isfinite().all() and detail.weight.isfinite().all()):
         raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
-    width, encoder, latents = c.unet.latent, "", None
-    if width:
-        latents, encoder = load_latents(data, names, width)  # (S, K, Z)
-    model = Upsampler(network, shared, config, low, detail, encoder)
+    model = Upsampler(network, shared, config, low, detail, encoder if width else "")
     eyes = PerceptualDistance(c.perceptual or None) if c.perceptual_weight else None
     metadata = {
         "kind": KIND,
@@ -132,16 +140,18 @@ def train_upsampler(
         "subjects": f"{len(names)}: {names[0]} … {names[-1]}",
         "perceptual": eyes.name if eyes else "",
         "photographs": str(captures is not None),
-        "encoder": encoder,
+        "encoder": model.encoder,
+        "base": fingerprint(conditions.base.network) if base else "",
     }
     extra = {"low_mean": low.mean, "low_weight": low.weight, "detail_weight": detail.weight}
 
     def losses(network, people: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        z = None
-        if width:
+        z, truth = None, planes[people].float()
+        if latents is not None:
             versions = torch.randint(latents.shape[1], people.shape, generator=generator, device=people.device)
             z = latents[people, versions]
-        return upsampler_losses(model, network, planes[people].float(), people, views, eyes, generator, z)
+        small = conditions(truth, z, generator)
+        return upsampler_losses(model, network, truth, people, views, eyes, generator, z if width else None, small)
 
     def batches(number: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(planes), (number,), generator=generator, device=planes.device)
@@ -149,12 +159,15 @@ def train_upsampler(
     preview = None
     if validation:
         unseen, unseen_names = load_planes(validation, t.resolution)
-        unseen_latents = load_latents(validation, unseen_names, width)[0][:, 0] if width else None
-        preview = _previews(model, out, unseen, unseen_latents)
+        unseen_latents = None
+        if latents is not None:
+            unseen_latents = load_latents(validation, unseen_names, latents.shape[-1])[0][:, 0]
+        preview = _previews(model, out, unseen, unseen_latents, conditions)
     trainer = Trainer(network, losses, batches, c.train, out, metadata, extra, preview)
     model.to(trainer.device)
     planes, views = planes.to(trainer.device), views.to(trainer.device)
-    latents = latents.to(trainer.device) if width else None
+    latents = None if latents is None else latents.to(trainer.device)
+    conditions.to(trainer.device)
     eyes = eyes and eyes.to(trainer.device)
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
@@ -172,6 +185,7 @@ def upsampler_losses(
     eyes: PerceptualDistance | None,
     generator: torch.Generator,
     latents: Tensor | None = None,
+    small: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """E17 + E19 for a batch of planes `truth` (B, 3, C, R, R) of `people` (B,), their conditions spoiled (E18).
 
@@ -180,12 +194,14 @@ def upsampler_losses(
         views: where E19 looks.
         eyes: what it looks with; None: the plane loss alone.
         latents: z (B, Z), for a network with `unet.latent`; some are withheld (E14).
+        small: the conditions (B, 3, C, r, r) on the decoder's scale; None: the true planes, reduced.
 
     Returns:
         `loss` (scalar, to minimise), `simple` (B,), and `perceptual` of those who were rendered.
     """
     config, c = model.config, model.config.upsampler
-    spoiled, noise = augment(low_of(model, truth), c.augment, generator)
+    small = resize_planes(truth, config.triplane.base_resolution) if small is None else small
+    spoiled, noise = augment(model.low.standardise(small), c.augment, generator)
     given, enlarged = model.enlarged(spoiled)
     made, condition = [], ()
     if latents is not None:
@@ -209,18 +225,28 @@ def upsampler_losses(
     return {**result, "loss": result["loss"] + c.perceptual_weight * looked.mean(), "perceptual": looked}
 
 
-def low_of(model: Upsampler, planes: Tensor) -> Tensor:
-    """What the base model would have to make of planes (B, 3, C, R, R): (B, 3, C, r, r), standardised."""
-    return model.low.standardise(resize_planes(planes, model.config.triplane.base_resolution))
+def spaces(
+    planes: Tensor,
+    decoder: TriplaneDecoder,
+    config: Config,
+    conditions: Conditions | None = None,
+    latents: Tensor | None = None,
+) -> tuple[PlaneSpace, PlaneSpace]:
+    """Of planes at the low resolution, and of what conditions lack; channels count as pictures show them.
 
-
-def spaces(planes: Tensor, decoder: TriplaneDecoder, config: Config) -> tuple[PlaneSpace, PlaneSpace]:
-    """Of planes at the low resolution, and of what the high one adds; channels count as pictures show them."""
+    Args:
+        conditions: None: planes made small.
+        latents: (S, K, Z) of the people.
+    """
     some = planes[:PEOPLE].float()
-    small = resize_planes(some, config.triplane.base_resolution)
-    metric = visible_metric(small, decoder, config.render)
-    added = some - resize_planes(small, some.shape[-1])
-    return PlaneSpace.of(small, metric), detail_space(PlaneSpace.of(added, metric).weight)
+    low = resize_planes(some, config.triplane.base_resolution)
+    metric = visible_metric(low, decoder, config.render)
+    given = low
+    if conditions is not None:
+        z = None if latents is None else latents[:PEOPLE, 0]
+        given = conditions(some, z, torch.Generator().manual_seed(0))
+    added = some - resize_planes(given, some.shape[-1])
+    return PlaneSpace.of(low, metric), detail_space(PlaneSpace.of(added, metric).weight)
 
 
 def check_settings(config: UpsamplerConfig) -> None:
@@ -243,18 +269,22 @@ def check_settings(config: UpsamplerConfig) -> None:
         raise ConfigError(f"upsampler.{name} is {value}: give {wanted}")
 
 
-def _previews(model: Upsampler, out: Path, unseen: Tensor, latents: Tensor | None) -> Callable[[int], dict[str, float]]:
+def _previews(
+    model: Upsampler, out: Path, unseen: Tensor, latents: Tensor | None, conditions: Conditions
+) -> Callable[[int], dict[str, float]]:
     """What is looked at along the way: people enlarged, upsampled and true, and how far upsampled planes are off."""
 
     def preview(step: int) -> dict[str, float]:
         truth = unseen[: 4 * PREVIEWS].float().to(model.device)
-        small = resize_planes(truth, model.config.triplane.base_resolution)
+        z = None if latents is None else latents[: len(truth)].to(model.device)
+        low = conditions(truth, z, torch.Generator(model.device).manual_seed(0))
+        known = z if model.config.upsampler.unet.latent else None
         made = []
-        for i in range(0, len(small), PREVIEWS):
-            z = None if latents is None else latents[i : i + PREVIEWS]
-            made.append(model.upsample(small[i : i + PREVIEWS], seed=i, latents=z))
+        for i in range(0, len(low), PREVIEWS):
+            part = slice(i, i + PREVIEWS)
+            made.append(model.upsample(low[part], seed=i, latents=None if known is None else known[part]))
         made = torch.cat(made)
-        large = resize_planes(small, truth.shape[-1])
+        large = resize_planes(low, truth.shape[-1])
         rows = [group[:PREVIEWS] for group in (large, made, truth)]
         look = [Avatar(p, model.shared.decoder, model.config).render(20, 5, size=192) for row in rows for p in row]
         contact_sheet(look, len(rows[0]), out / f"preview-{step:06d}.png")

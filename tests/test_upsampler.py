@@ -19,8 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from minirodin import cli, upsampler, upsampler_training
 from minirodin.augmentation import read_augmentation, tune_augmentation
 from minirodin.avatar import Avatar, Origin
-from minirodin.base_training import load_planes
-from minirodin.config import AugmentConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
+from minirodin.base import BaseModel
+from minirodin.base_training import load_planes, train_base
+from minirodin.config import AugmentConfig, BaseConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import alpha_sigma
 from minirodin.errors import CheckpointError, ConfigError, DataError
@@ -28,7 +29,7 @@ from minirodin.latents import Latents
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
 from minirodin.plane_space import PlaneSpace
-from minirodin.shards import FittedPlanes, SharedDecoder
+from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
 from minirodin.triplane import resize_planes
 from minirodin.unet import ResBlock, UNet
 from minirodin.upsampler import (
@@ -41,7 +42,7 @@ from minirodin.upsampler import (
     told,
     upsample_people,
 )
-from minirodin.upsampler_training import low_of, spaces, train_upsampler, upsampler_losses
+from minirodin.upsampler_training import spaces, train_upsampler, upsampler_losses
 
 TINY = UpsamplerConfig(
     unet=UNetConfig(channels=(8, 16), blocks=1, attention=(), aware_levels=2),
@@ -307,7 +308,7 @@ def file_of(folder):
 def test_the_losses_are_nil_for_a_network_that_knows(fitted, truth):
     """It is told of the noise that the condition was spoiled with, and adds what the spoiled one lacks."""
     model = untrained(fitted, augment=AugmentConfig(noise=0.5), rendered=2)
-    spoiled, noise = augment(low_of(model, truth), model.config.upsampler.augment, seeded())
+    spoiled, noise = augment(model.low.standardise(resize_planes(truth, 8)), model.config.upsampler.augment, seeded())
     detail = model.detail.standardise(truth - resize_planes(model.low.unstandardise(spoiled), 16))
     looks = torch.arange(2), Views.around(TINY, 4), PerceptualDistance("efficientnet-lite0")
     network = Knows(detail)
@@ -684,3 +685,71 @@ def test_detail_is_that_of_the_latent(knowing, known, truth, tmp_path):
 def test_latents_that_are_not_there_are_one_line(fitted, tmp_path):
     files = fitted, config(unet=KNOWING), tmp_path
     refused("latents.safetensors is missing", train_upsampler, *files, show_progress=False, kind=DataError)
+
+
+# -- conditions that a base model recalls --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def artist(known, tmp_path_factory):
+    """A base model with latents, of the planes that the upsampler shall add to; it stops at λ = −1."""
+    out = tmp_path_factory.mktemp("artist")
+    unet = UNetConfig(channels=(8, 16), blocks=1, attention=(), aware_levels=1, latent=Z)
+    diffusion = replace(BaseConfig().diffusion, log_snr_stop=-1.0)
+    train = replace(TINY.train, steps=2)
+    base = BaseConfig(unet=unet, diffusion=diffusion, train=train)
+    train_base(known, replace(tiny_config(), base=base), out, show_progress=False)
+    return out
+
+
+def test_what_a_base_model_recalls_is_between_anybody_and_the_truth(artist, truth):
+    """With hardly any noise it is the truth, whoever denoises; a network that knows gives the truth at any level."""
+    base, small = BaseModel.load(artist, "cpu"), resize_planes(truth, 8)
+    goal = base.space.standardise(small)
+
+    def exact(x, log_snr):
+        alpha, sigma = alpha_sigma(log_snr, x)
+        return base.diffusion.target(goal, (x - alpha * goal) / sigma, log_snr)[:, None].expand(-1, 2, *[-1] * 4)
+
+    base._conditioned = lambda *_: exact
+    for level in (-3.0, 5.0):
+        made = base.recalled(small, torch.full((2,), level), seeded())
+        torch.testing.assert_close(made, small, atol=1e-3, rtol=1e-3)
+    base = BaseModel.load(artist, "cpu")
+    near, far = (base.recalled(small, torch.full((2,), level), seeded(), randn(2, Z)) for level in (14.0, -3.0))
+    torch.testing.assert_close(near, small, atol=2e-2, rtol=0)
+    assert (far - small).abs().mean() > 10 * (near - small).abs().mean()
+
+
+def test_conditions_are_recalled_from_where_samples_end(known, artist, truth, tmp_path, monkeypatch):
+    asked, recalled = [], BaseModel.recalled
+
+    def spy(self, planes, log_snr, generator, latent=None):
+        asked.append((planes, log_snr, latent))
+        return recalled(self, planes, log_snr, generator, latent)
+
+    monkeypatch.setattr(BaseModel, "recalled", spy)
+    c = config(perceptual_weight=0.0, train={"steps": 40, "batch": 2})
+    model = train_upsampler(known, c, tmp_path / "out", show_progress=False, base=artist)
+    levels = torch.cat([log_snr for _, log_snr, _ in asked])
+    assert -5 <= levels.min() < -4.5 and -1.5 < levels.max() <= -1
+    table = Latents.load(known / "latents.safetensors").latents.float()
+    small = resize_planes(truth, 8)
+    for planes, _, z in asked:
+        for one, own in zip(planes, z, strict=True):
+            person = int((small - one).abs().flatten(1).amax(1).argmin())
+            torch.testing.assert_close(one, small[person])
+            assert any(torch.equal(own, version) for version in table[person])
+    metadata = file_of(tmp_path / "out")[1]
+    assert metadata["base"] == fingerprint(BaseModel.load(artist, "cpu").network) and metadata["encoder"] == ""
+    # The detail is what these conditions lack, far more than small planes do.
+    clean = spaces(truth, model.shared.decoder, model.config)[1]
+    assert model.detail.weight.norm() < 0.5 * clean.weight.norm()
+
+
+def test_a_base_model_that_does_not_belong_is_one_line(fitted, known, artist, tmp_path):
+    call = {"show_progress": False, "base": artist}
+    refused("latents.safetensors is missing", train_upsampler, fitted, config(), tmp_path / "a", **call, kind=DataError)
+    narrow = config(unet=replace(TINY.unet, latent=Z + 1))
+    said = f"latents of {Z} numbers, upsampler.unet.latent is {Z + 1}"
+    refused(said, train_upsampler, known, narrow, tmp_path / "b", **call)
