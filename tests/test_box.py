@@ -10,6 +10,7 @@ from minirodin.avatar import to_rgb
 from minirodin.classifier import HEADS, AttributeClassifier
 from minirodin.judgement import named
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 BOX = Path(__file__).resolve().parent.parent / "data_samples" / "pretrained" / "small"
 
 
