@@ -35,5 +35,5 @@ def test_a_text_is_what_comes_out(pipe, prompt, expected):
 
 
 def test_the_same_seed_is_the_same_person(pipe):
-    a, b, c = (pipe(seed=seed, num_inference_steps=2).planes for seed in (3, 3, 4))
+    a, b, c = (pipe(seed=seed, num_inference_steps=1).planes for seed in (3, 3, 4))
     assert torch.equal(a, b) and not torch.equal(a, c)
