@@ -48,6 +48,18 @@ def fitted(captures, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_drawings():
+    """A training of six steps takes longer to draw than to learn: one loss curve a file, two people a preview."""
+    from minirodin import base_training, training
+
+    draw = training.save_curves
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_curves", lambda curves, path, **more: path.exists() or draw(curves, path, **more))
+        patch.setattr(base_training, "PREVIEWS", 2)
+        yield draw
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """As everywhere by now."""

@@ -124,11 +124,12 @@ def test_the_space_is_that_of_the_training_planes(fitted, model):
     assert not torch.allclose(alike.weight, space.weight, rtol=0.1)
 
 
-@pytest.mark.parametrize("prediction, steps", [("eps", 200), ("v", 600)])
-def test_a_longer_training_learns(fitted, tmp_path, prediction, steps):
+@pytest.mark.parametrize("prediction, steps, batch", [("eps", 80, 4), ("v", 260, 16)])
+def test_a_longer_training_learns(fitted, tmp_path, prediction, steps, batch):
     """By the loss of what is predicted: at much noise, v gives a fair ε̂ from the start."""
     planes, _ = load_planes(fitted, 8)
-    settings = {"steps": steps, "lr": 1e-2, "log_every": 50, "preview_every": steps, "checkpoint_every": steps}
+    settings = {"steps": steps, "batch": batch, "lr": 2e-2, "warmup": 20}
+    settings |= dict.fromkeys(("log_every", "preview_every", "checkpoint_every"), steps)
     errors = []
     for name, given in (("short", config()), ("long", config(**settings))):
         given = replace(given, base=replace(given.base, diffusion=DiffusionConfig(prediction=prediction)))
