@@ -38,6 +38,8 @@ class Avatar:
         decoder: the shared decoder that the planes were fitted to or generated for.
         config: of that decoder.
         origin: of one that `RodinPipeline` made, so that it can be edited.
+        finish: draws its pictures in place of the renderer, which it is given, as `refiner.finishing` does. It is not
+            part of the file: an avatar that is loaded has none, and can be given one.
 
     Example:
         >>> avatar = Avatar.load("fitted/000017")        # a subject of a fitted folder, or an avatar file
@@ -45,8 +47,15 @@ class Avatar:
         >>> avatar.turntable("turntable.mp4")
     """
 
-    def __init__(self, planes: Tensor, decoder: TriplaneDecoder, config: Config, origin: Origin | None = None):
-        self.planes, self.decoder, self.config, self.origin = planes, decoder, config, origin
+    def __init__(
+        self,
+        planes: Tensor,
+        decoder: TriplaneDecoder,
+        config: Config,
+        origin: Origin | None = None,
+        finish: Callable[[Callable[[Cameras], Tensor], Cameras], Tensor] | None = None,
+    ):
+        self.planes, self.decoder, self.config, self.origin, self.finish = planes, decoder, config, origin, finish
         self._occupancy: dict[int, Occupancy] = {}
 
     @classmethod
@@ -80,19 +89,24 @@ class Avatar:
         """The same avatar on another device; itself where it is there already."""
         if self.planes.device == torch.empty(0, device=device).device:
             return self
-        return Avatar(self.planes.to(device), copy.deepcopy(self.decoder).to(device), self.config, self.origin)
+        decoder = copy.deepcopy(self.decoder).to(device)
+        return Avatar(self.planes.to(device), decoder, self.config, self.origin, self.finish)
 
     def views(self, cameras: Cameras, resolution: int | None = None, depth: bool = False) -> Tensor:
         """Pictures from any cameras: (V, H, W, 4) float32 RGBA in [0, 1], straight alpha.
 
         Args:
             resolution: render the planes at this size instead of their own (E5c).
-            depth: with a fifth channel, as in `render_views`.
+            depth: with a fifth channel, as in `render_views`; never finished.
         """
         resolution = resolution or self.planes.shape[-1]
         planes, settings = resize_planes(self.planes, resolution), self.config.render
         quadrature = self.occupancy(resolution), settings.bins, settings.view_samples
-        return render_views(planes, self.decoder, cameras, *quadrature, depth=depth)
+
+        def draw(cameras: Cameras) -> Tensor:
+            return render_views(planes, self.decoder, cameras, *quadrature, depth=depth)
+
+        return self.finish(draw, cameras) if self.finish and not depth else draw(cameras)
 
     def occupancy(self, resolution: int | None = None) -> Occupancy:
         """Where the avatar is, at a plane size; computed once."""

@@ -1,6 +1,7 @@
 """The base diffusion model (E6–E14): planes at 64² of new people, of anybody or for a latent."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from minirodin.errors import CheckpointError, ConfigError
 from minirodin.guidance import guided
 from minirodin.plane_space import PlaneSpace
 from minirodin.plots import contact_sheet
+from minirodin.precision import checked, inference
 from minirodin.progress import progress
 from minirodin.sampling import SAMPLERS, Callback
 from minirodin.shards import (
@@ -46,6 +48,7 @@ class BaseModel:
         self.network, self.shared, self.config = network, shared, config
         self.space, self.encoder = space, encoder
         self.diffusion = Diffusion(config.base.diffusion)
+        self.dtype: torch.dtype | None = None  # to compute in; None: as `precision.fast_dtype`
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> "BaseModel":
@@ -68,8 +71,16 @@ class BaseModel:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(network, shared, config, space, metadata.get("encoder", "")).to(device)
 
-    def to(self, device: str | torch.device) -> "BaseModel":
-        """Move to a device, in place."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of its file, as `load` reads them."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        metadata = {"kind": KIND, "config": json.dumps(self.config.to_dict()), "encoder": self.encoder}
+        metadata["decoder"] = fingerprint(self.shared.decoder)
+        return tensors | {"mean": self.space.mean, "weight": self.space.weight}, metadata
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "BaseModel":
+        """Move to a device, and from now on compute in `dtype`, in place; None leaves either. Weights stay float32."""
+        device, self.dtype = device or self.device, checked(dtype) or self.dtype
         self.network.to(device, memory_format=torch.channels_last)
         self.shared.decoder.to(device)
         self.space = self.space.to(device)
@@ -131,7 +142,7 @@ class BaseModel:
 
         generator = torch.Generator(device).manual_seed(seed ^ 0xFFFFFFFF)  # not a stream of `noise`
         grid = self.diffusion.grid(steps, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with inference(device, self.dtype):
             denoise = self.diffusion.denoiser(network)
             x0 = SAMPLERS[sampler](denoise, noise, grid, generator, callback, clip)
         return self.space.unstandardise(x0)

@@ -30,7 +30,7 @@ def generate(
         prompt: what the person looks like, in English; without it, and without a portrait, anybody.
         out: folder of the files; open its index.html.
         image: a portrait.
-        pipeline: folder with base, encoder and latent.
+        pipeline: folder with base, encoder and latent, or the name of one on the Hugging Face hub.
         seed: of all noise; the same seed and description make the same avatar.
         guidance_scale: how much the description counts.
         steps: calls of the base network.
@@ -71,7 +71,7 @@ def edit(
         out: folder of the files; open its index.html.
         source: what is to be replaced, in the same words as the target where they agree; by default "a person".
         strength: of the change; negative goes the other way.
-        pipeline: folder with base, encoder and latent.
+        pipeline: folder with base, encoder and latent, or the name of one on the Hugging Face hub.
         guidance_scale: how much the description counts.
         steps: calls of the base network.
         size: of the pictures, in pixels.

@@ -23,7 +23,7 @@ def train(
     preset: str = "small",
     variant: Literal["baseline", "rollout", "aware"] | None = None,
     validation: Path | None = None,
-    start: Path | None = None,
+    begin_from: Path | None = None,
     captures: Path | None = None,
     augmentation: Path | None = None,
 ) -> None:
@@ -40,20 +40,20 @@ def train(
         preset: smoke, small or full: the settings below start from it.
         variant: of base: planes stacked in channels, rolled out, or, as by default, that with 3D-aware convolutions.
         validation: another folder like `data` (for base and refiner: of the same decoder), whose loss is logged.
-        start: of base: the folder of another one to begin from, instead of random weights.
+        begin_from: of base: the folder of another one to begin from, instead of random weights.
         captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes. Of
             refiner: those of everybody, of four times the side of its views.
         augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
     """
     runs = {
-        "base": lambda: _train_base(data, config, out, validation, variant or "aware", start),
+        "base": lambda: _train_base(data, config, out, validation, variant or "aware", begin_from),
         "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
         "refiner": lambda: train_refiner(data, config, out, validation, captures),
         "classifier": lambda: _train_classifier(data, config, out, validation),
         "encoder": lambda: _train_encoder(data, config, out, validation),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
-    options = {"base": {"variant": variant, "start": start}, "upsampler": {"augmentation": augmentation}}
+    options = {"base": {"variant": variant, "begin_from": begin_from}, "upsampler": {"augmentation": augmentation}}
     options.setdefault("refiner" if what == "refiner" else "upsampler", {})["captures"] = captures
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
@@ -128,9 +128,10 @@ def assess(model: Positional[Path], portraits: Positional[Path], out: Path | Non
         out: file for the numbers; they are always printed.
     """
     from minirodin.evaluation import provenance, write_json
+    from minirodin.pretrained import kind_of
 
     runs = {"attribute classifier": _assess_classifier, "image-text encoder": _assess_encoder}
-    kind = _kind_of(model / "model.safetensors")
+    kind = kind_of(model / "model.safetensors")
     if kind not in runs:
         raise ConfigError(f"{model} holds a {kind}, which assess does not measure: give a {' or '.join(runs)}")
     results = {**provenance(), "kind": kind, **runs[kind](model, portraits)}
@@ -154,17 +155,25 @@ def _assess_encoder(model: Path, portraits: Path) -> dict:
     return assess_encoder(ImageTextEncoder.load(model), Portraits.load(portraits))
 
 
-def pack(model: Positional[Path], out: Path) -> None:
-    """Copy a trained model, or an avatar, with its weights or planes in 8 bits.
+def pack(model: Positional[Path], out: Path | None = None) -> None:
+    """Copy a trained model, or an avatar, with its weights or planes in 8 bits; or write a pipeline's index.
 
     Args:
-        model: folder that `minirodin train` wrote, or an avatar file.
-        out: folder, or file, of the copy, which every command takes as it takes the original.
+        model: folder that `minirodin train` wrote, or an avatar file; without --out the folder of a pipeline (base,
+            encoder, latent …), whose model_index.json is written anew for the files that are there.
+        out: folder, or file, of the copy, which every command takes as it takes the original. In a folder that has a
+            model_index.json it takes the place of a component, and the index follows.
     """
-    import shutil
-
+    from minirodin.pretrained import INDEX, pack_model, write_index
     from minirodin.shards import atomic_save, quantised, read_tensors
 
+    if out is None:
+        if model.is_file():
+            raise ConfigError(f"{model} is a file: say with --out what its copy is to be called")
+        for name, entry in write_index(model).items():
+            print(f"{entry['sha256'][:16]}  {entry['size'] / 2**20:6.1f} MiB  {name}: {entry['kind']}")
+        print(model / INDEX)
+        return
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out} is the model itself: choose another {'file' if model.is_file() else 'folder'}")
     if model.is_file():
@@ -173,14 +182,8 @@ def pack(model: Positional[Path], out: Path) -> None:
         atomic_save(planes | tensors, out, metadata)
         print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, before {model.stat().st_size / 2**20:.1f}")
         return
-    path = model / "model.safetensors"
-    tensors, metadata = read_tensors(path, _kind_of(path))
-    weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("network.")}
-    statistics = {name: value.half() for name, value in tensors.items()}
-    atomic_save(quantised(weights) | statistics, out / path.name, metadata)
-    if (model / "decoder.safetensors").is_file():
-        shutil.copyfile(model / "decoder.safetensors", out / "decoder.safetensors")
-    print(f"{out}: {(out / path.name).stat().st_size / 2**20:.1f} MiB, before {path.stat().st_size / 2**20:.1f}")
+    before, after = pack_model(model, out)
+    print(f"{out}: {after / 2**20:.1f} MiB, before {before / 2**20:.1f}")
 
 
 def sample(
@@ -357,25 +360,13 @@ def compare(
     print(json.dumps(results, indent=1))
 
 
-def _kind_of(path: Path) -> str:
-    """What a model file says it is."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: give the folder that `minirodin train` wrote")
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("kind", "file of no known kind")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is cut short or damaged ({error}): make it again") from None
-
-
 def _check_flags(what: str, kinds: list[str], config: Config, untouched: Config, options: dict) -> None:
     """Refuse flags of `train` that `what` would not look at.
 
     A section of the settings that is named after a kind is that kind's own, all others are base's; options are by kind.
     """
-    given = {f"--{name}": kind for kind in options for name, value in options[kind].items() if value is not None}
+    flags = ((kind, name, value) for kind, named in options.items() for name, value in named.items())
+    given = {f"--{name.replace('_', '-')}": kind for kind, name, value in flags if value is not None}
     for field in dataclasses.fields(Config):
         if getattr(config, field.name) != getattr(untouched, field.name):
             given[f"--{field.name}.…"] = field.name if field.name in kinds else "base"

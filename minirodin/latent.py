@@ -140,7 +140,7 @@ class ImageTextEncoder:
                 "open_clip model such as ViT-B-32/laion2b_s34b_b79k"
             )
         try:
-            with _offline_if_unreachable():
+            with offline_if_unreachable():
                 clip = open_clip.create_model(name, weights)
         except Exception as error:  # of the hub, the network or the disk, by many names
             why = " ".join(str(error).split())[:120]
@@ -156,12 +156,17 @@ class ImageTextEncoder:
 
     def save(self, folder: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Write the project's own encoder as `folder/model.safetensors`, in 16 bits. `metadata`: further entries."""
+        weights, own = self.state()
+        weights = {k: v.half() for k, v in weights.items()}
+        atomic_save(weights, Path(folder) / "model.safetensors", {**(metadata or {}), **own})
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of its file, as `load` reads them; raises `CheckpointError` for a published model."""
         if self.config is None:
             raise CheckpointError(f"{self.source} is a published model: name it instead of saving it")
-        weights = {f"network.{k}": v.half() for k, v in self.towers.state_dict().items()}
         own = {"kind": KIND, "config": json.dumps(self.config.to_dict()), "fingerprint": self.fingerprint}
         own["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
-        atomic_save(weights, Path(folder) / "model.safetensors", {**(metadata or {}), **own})
+        return {f"network.{k}": v for k, v in self.towers.state_dict().items()}, own
 
     def to(self, device: str | torch.device) -> "ImageTextEncoder":
         """Move to a device, in place."""
@@ -237,7 +242,7 @@ class ImageTextEncoder:
         return torch.cat([self.towers.texts(part.to(self.device)) for part in tokens.split(batch)])
 
 
-class _offline_if_unreachable:
+class offline_if_unreachable:
     """Within it the hub answers from its cache at once where its host is unknown, and nothing is logged.
 
     Else it tries for most of a minute, with a warning each time.

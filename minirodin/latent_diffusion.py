@@ -80,6 +80,12 @@ class LatentModel:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(network, config, tensors["mean"], tensors["std"], metadata.get("encoder", "")).to(device)
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of its file, as `load` reads them."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        metadata = {"kind": KIND, "config": json.dumps(self.config.to_dict()), "encoder": self.encoder}
+        return tensors | {"mean": self.mean, "std": self.std}, metadata
+
     def to(self, device: str | torch.device) -> "LatentModel":
         """Move to a device, in place."""
         self.network.to(device)

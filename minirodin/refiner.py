@@ -4,14 +4,19 @@ x̂ = R(enlarge(x) + r(x)): clean interpolation, and a residual that a fully con
 Nothing is computed by position, so views may have any size; the silhouette stays that of the volume.
 """
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minirodin.config import Config, RefinerConfig
+from minirodin.cameras import Cameras
+from minirodin.config import Config, RefinerConfig, preset
 from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.precision import inference
 from minirodin.shards import config_from, load_weights, read_tensors
 
 KIND = "refiner"
@@ -49,6 +54,7 @@ class Refiner(nn.Module):
         super().__init__()
         check_shape(config)
         self.config = config
+        self.dtype: torch.dtype | None = None  # to compute in; None: as `precision.fast_dtype`
         channels, blocks = config.channels, config.blocks
         self.head = nn.Conv2d(4, channels[0], 3, padding=1)
         self.trunk = nn.Sequential(*(ResidualBlock(channels[0]) for _ in range(blocks[0])))
@@ -76,6 +82,12 @@ class Refiner(nn.Module):
             raise CheckpointError(f"{path} carries no usable configuration ({error})") from None
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return model.to(device, memory_format=torch.channels_last)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of its file, as `load` reads them."""
+        config = replace(preset("small"), refiner=self.config)
+        tensors = {f"network.{k}": v for k, v in self.state_dict().items()}
+        return tensors, {"kind": KIND, "config": json.dumps(config.to_dict())}
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +147,7 @@ def refine(model: Refiner | None, images: Tensor, scale: int = 4, tile: int = 25
         model: None: the clean interpolation alone, with which refined pictures are compared.
         images: (V, H, W, 4), float RGBA in [0, 1] with straight alpha, or the same as bytes.
         scale: 2 or 4.
-        tile: pixels of a view, each way, that are refined at a time; on a GPU in bfloat16.
+        tile: pixels of a view, each way, that are refined at a time.
 
     Returns:
         (V, scale · H, scale · W, 4) of the same type, where `images` are.
@@ -161,13 +173,28 @@ def refine(model: Refiner | None, images: Tensor, scale: int = 4, tile: int = 25
                 y, x = max(0, top - reach), max(0, left - reach)
                 some = picture[y : top + tile + reach, x : left + tile + reach][None].to(device)
                 some = premultiplied(some / 255 if whole else some.float())
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                with inference(device, model.dtype if model else torch.float32):
                     made = model(some, scale)[-1] if model else enlarge(some, scale)
                 rows, columns = (slice(scale * n, scale * (n + tile)) for n in (top - y, left - x))
                 made = straight(made[..., rows, columns])[0]
                 place = result[scale * top :, scale * left :][: made.shape[0], : made.shape[1]]
                 place.copy_((made * 255).round() if whole else made)
     return out
+
+
+def finishing(model: Refiner) -> Callable[[Callable[[Cameras], Tensor], Cameras], Tensor]:
+    """For `Avatar.finish`: what is asked for larger than the views that the refiner learned from is drawn at a half or
+    a quarter of the size, and refined; smaller pictures stay as they are drawn."""
+
+    def finish(draw: Callable[[Cameras], Tensor], cameras: Cameras) -> Tensor:
+        (w, h), view = (cameras.width, cameras.height), model.config.view
+        if max(w, h) <= view:
+            return draw(cameras)
+        scale = next((s for s in SCALES if max(w, h) <= s * view), LARGE)
+        small = Cameras(cameras.camera_to_world, cameras.intrinsics / scale, -(-w // scale), -(-h // scale))
+        return refine(model, draw(small), scale)[:, :h, :w]
+
+    return finish
 
 
 def check_shape(config: RefinerConfig) -> None:

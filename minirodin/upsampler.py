@@ -6,6 +6,7 @@ nothing leaves the planes as they were, enlarged.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from minirodin.config import AugmentConfig, Config
 from minirodin.diffusion import Diffusion
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.plane_space import PlaneSpace
+from minirodin.precision import checked, inference
 from minirodin.progress import progress
 from minirodin.sampling import SAMPLERS, Callback
 from minirodin.shards import (
@@ -109,6 +111,7 @@ class Upsampler:
         self.network, self.shared, self.config, self.low, self.detail = network, shared, config, low, detail
         self.encoder = encoder
         self.diffusion = Diffusion(config.upsampler.diffusion)
+        self.dtype: torch.dtype | None = None  # to compute in; None: as `precision.fast_dtype`
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> "Upsampler":
@@ -116,7 +119,8 @@ class Upsampler:
         path = Path(folder) / "model.safetensors"
         tensors, metadata = read_tensors(path, KIND)
         config = config_from(metadata, path)
-        shared = SharedDecoder.load(path.parent / "decoder.safetensors")
+        own = path.with_name("decoder.safetensors")  # or that of the pipeline
+        shared = SharedDecoder.load(own if own.is_file() else path.parent.parent / own.name)
         if metadata.get("decoder") != fingerprint(shared.decoder):
             raise CheckpointError(f"{path} was not trained on planes of the decoder beside it")
         c, r = config.triplane.channels, config.triplane.base_resolution
@@ -136,8 +140,16 @@ class Upsampler:
         detail = detail_space(tensors["detail_weight"].float())
         return cls(network, shared, config, low, detail, metadata.get("encoder", "")).to(device)
 
-    def to(self, device: str | torch.device) -> "Upsampler":
-        """Move to a device, in place."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of its file, as `load` reads them."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {"low_mean": self.low.mean, "low_weight": self.low.weight, "detail_weight": self.detail.weight}
+        metadata = {"kind": KIND, "config": json.dumps(self.config.to_dict()), "encoder": self.encoder}
+        return tensors, metadata | {"decoder": fingerprint(self.shared.decoder)}
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Upsampler":
+        """Move to a device, and from now on compute in `dtype`, in place; None leaves either. Weights stay float32."""
+        device, self.dtype = device or self.device, checked(dtype) or self.dtype
         self.network.to(device, memory_format=torch.channels_last)
         self.shared.decoder.to(device)
         self.low, self.detail = self.low.to(device), self.detail.to(device)
@@ -212,7 +224,7 @@ class Upsampler:
             inside = (enlarged + self.detail.unstandardise(detail)).clamp(-limit, limit)
             return self.detail.standardise(inside - enlarged)
 
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), torch.no_grad():
+        with inference(self.device, self.dtype), torch.no_grad():
             denoise = self.diffusion.denoiser(conditioned(self.network, given, level, *condition))
             generator = torch.Generator(self.device).manual_seed(seed ^ 0xFFFFFFFF)  # not one of `streams`
             grid = self.diffusion.grid(steps, self.device)

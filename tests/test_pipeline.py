@@ -8,13 +8,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_pretrained import Z, tiny_pipeline
 from toys import FieldDecoder, ball_config, position_planes, soft_ball
 
 from minirodin import Avatar as exported
 from minirodin import cli
 from minirodin.cameras import orbit_cameras
 from minirodin.errors import CheckpointError, MinirodinError, RenderError
-from minirodin.pipeline import Avatar, to_rgb
+from minirodin.pipeline import Avatar, RodinPipeline, to_rgb
+from minirodin.refiner import Refiner, finishing, refine
 from minirodin.shards import FittedPlanes, SharedDecoder
 
 
@@ -264,3 +266,87 @@ def replace_planes(avatar):
 def test_turntable_with_an_ending_nobody_knows(blob, tmp_path):
     with pytest.raises(MinirodinError):
         blob.turntable(tmp_path / "turn.xyz", frames=2, size=16)
+
+
+# -- the upsampler and the refiner in the pipeline ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(fitted):
+    """All parts, untrained; planes of 8² and 16², a refiner for views of 24²."""
+    return tiny_pipeline(fitted)
+
+
+def person(pipe, **settings):
+    return pipe(latent=torch.eye(Z)[3], seed=4, num_inference_steps=2, **settings)
+
+
+def test_planes_are_upsampled_by_default_and_on_request(pipe):
+    small, large = person(pipe, upsample=False), person(pipe)
+    base = pipe.base.sample(pipe.base.noise(1, 4), 2, seed=4, latent=torch.eye(Z)[3:4], guidance_scale=1.5)[0]
+    assert torch.equal(small.planes, base) and large.planes.shape == (3, 4, 16, 16)
+    assert torch.equal(large.planes, pipe.upsampler.upsample(base[None], seed=4)[0])
+    assert torch.equal(person(pipe, upsample=True).planes, large.planes)
+    assert torch.equal(large.origin.latent, small.origin.latent) and large.origin.seed == 4
+    without = RodinPipeline(pipe.base, pipe.encoder, pipe.prior)
+    assert torch.equal(person(without).planes, base) and person(without).finish is None
+
+
+@pytest.mark.parametrize("name, settings", [("upsampler", {"upsample": True}), ("refiner", {"refine": True})])
+def test_parts_that_are_asked_for_and_missing(pipe, monkeypatch, name, settings):
+    without = RodinPipeline(pipe.base, pipe.encoder, pipe.prior)
+    subject = person(without)
+    monkeypatch.setattr(without.base, "sample", lambda *_, **__: 1 / 0)  # told before anything is computed
+    for call in (lambda: person(without, **settings), lambda: without.edit(subject, "a bald man", **settings),
+                 lambda: without.interpolate(subject, subject, 2, **settings)):  # fmt: skip
+        with pytest.raises(CheckpointError, match=f"has no {name}"):
+            call()
+
+
+def test_edits_and_walks_go_through_both(pipe):
+    subject = person(pipe)
+    for made in (pipe.edit(subject, "a bald man", num_inference_steps=2),
+                 *pipe.interpolate(subject, subject, 2, num_inference_steps=2)):  # fmt: skip
+        assert made.planes.shape[-1] == 16 and made.finish
+    settings = {"num_inference_steps": 2, "upsample": False, "refine": False}
+    for made in (pipe.edit(subject, "a bald man", **settings), *pipe.interpolate(subject, subject, 2, **settings)):
+        assert made.planes.shape[-1] == 8 and made.finish is None
+
+
+def test_pictures_larger_than_the_refiner_learned_from_are_refined(pipe):
+    refined, plain = person(pipe), person(pipe, refine=False)
+    assert plain.finish is None and torch.equal(refined.planes, plain.planes)
+    for size, scale in ((48, 2), (96, 4), (144, 4)):
+        view = plain.render(30, 10, size // scale)[None]
+        made = refined.render(30, 10, size)
+        assert torch.equal(made, refine(pipe.refiner, view, scale)[0])
+        assert not torch.allclose(made, refine(None, view, scale)[0], atol=1e-3)
+    assert torch.equal(refined.render(30, 10, 24), plain.render(30, 10, 24))  # as large as those
+    cameras = orbit_cameras(0, 0, 60)
+    assert torch.equal(refined.views(cameras, depth=True), plain.views(cameras, depth=True))
+    assert refined.to("meta").finish is refined.finish
+
+
+@pytest.mark.parametrize("width, height", [(49, 50), (31, 90), (25, 24)])
+def test_refined_pictures_of_any_size_lie_where_they_should(pipe, width, height, blob):
+    """A refiner that adds nothing: what comes out is the view itself, to within interpolation."""
+    silent = Refiner(pipe.refiner.config).eval()
+    cameras = replace(orbit_cameras(20, 5, 50), width=width, height=height)
+    plain = blob.views(cameras)
+    blob.finish = finishing(silent)
+    made = blob.views(cameras)
+    assert made.shape == plain.shape == (1, height, width, 4) and not torch.equal(made, plain)
+    y, x = (torch.arange(n, dtype=torch.float32) for n in (height, width))
+    for rows in ("hwc,h->c", y), ("hwc,w->c", x):
+        a, b = (torch.einsum(rows[0], v[0, ..., 3:], rows[1]) / v[0, ..., 3].sum() for v in (plain, made))
+        assert abs(a - b) < 0.4, (a, b)  # pixels between the centres; one of the small view has up to 4
+
+
+def test_a_turntable_is_refined_and_a_saved_avatar_is_not(pipe, tmp_path):
+    avatar, sizes = person(pipe), []
+    finish = avatar.finish
+    avatar.finish = lambda draw, cameras: sizes.append(cameras.width) or finish(draw, cameras)
+    film = imageio.imread(avatar.turntable(tmp_path / "turn.gif", frames=2, size=60))
+    assert film.shape[:3] == (2, 60, 60) and sizes == [60, 60]
+    kept = Avatar.load(avatar.save(tmp_path / "a.safetensors"))
+    assert kept.finish is None and torch.equal(kept.planes, avatar.planes.half().float())

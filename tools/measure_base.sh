@@ -8,12 +8,12 @@
 # (no attention); train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same
 # by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON; collect:
 # one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
-# PRESET, DETAIL (of people's skin), FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs (GPUS: which) share the chunks, then
-# the variants; people are drawn by the GPUs of SPREAD (default: the first).
+# PRESET, FIRST (seed of the first to learn from), DETAIL (of people's skin), FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs
+# (GPUS: which) share the chunks, then the variants; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
-preset=${PRESET:-small} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128} detail=${DETAIL:-2}
+preset=${PRESET:-small} first=${FIRST:-0} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128} detail=${DETAIL:-2}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
@@ -38,7 +38,7 @@ data() {
   local start i chunks=() maker failed
   for ((start = 1000000; start < 1000000 + validation; start += chunk)); do add validation $start $((1000000 + validation)); done
   for ((start = 0; start < train; start += chunk)); do  # of every share some, as they are made
-    for ((i = 0; i < shares; i++)); do add train $((train * i / shares + start)) $((train * (i + 1) / shares)); done
+    for ((i = 0; i < shares; i++)); do add train $((first + train * i / shares + start)) $((first + train * (i + 1) / shares)); done
   done
   make_all & maker=$!
   export maker
@@ -51,7 +51,7 @@ make_all() {  # the validation people, then a share of the others on each of the
   local i jobs=() job
   make_some 1000000 "$validation" "${drawers[0]}" "$(nproc)" || return
   for ((i = 0; i < shares; i++)); do
-    make_some $((train * i / shares)) $((train * (i + 1) / shares - train * i / shares)) "${drawers[i]}" $((($(nproc) + shares - 1) / shares)) &
+    make_some $((first + train * i / shares)) $((train * (i + 1) / shares - train * i / shares)) "${drawers[i]}" $((($(nproc) + shares - 1) / shares)) &
     jobs+=($!)
   done
   for job in "${jobs[@]}"; do wait "$job" || return; done

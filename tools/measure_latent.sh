@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # E13-E16 at the scale of a preset, in stages that can run one at a time and go on when cut:
-#   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [contrast]   (default: all; preset small)
+#   tools/measure_latent.sh OUT [portraits] [see] [people] [encode] [prior] [base] [judge] [sheets] [contrast]   (default: all; preset small)
 # portraits: TRAIN_PORTRAITS + UNSEEN near-frontal people; see: an image-text encoder of each of TOWERS (vit or
 # residual; with settings joined by `_`, such as residual_narrow_attributes-4_prompts-4), of which the one that names most attributes is
 # kept, and the classifier that judges (or CLASSIFIER, learned before), one a GPU, and what they know of the unseen; people: those of
 # tools/measure_base.sh, with planes; encode: latents of all; prior: the model over latents, of the portraits' (or of PRIOR_DATA);
-# base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the unseen, one a GPU, and their
-# pictures; contrast: COUNT people with and without latents. PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS,
+# base: the base model that latents condition, on all GPUs; judge: portraits, prompts and edits of the unseen, one a GPU; sheets:
+# their pictures; contrast: COUNT people with and without latents. PRESET, TRAIN, VALIDATION, ENCODER_FLAGS, CLASSIFIER_FLAGS, BASE_FLAGS,
 # PRIOR_FLAGS, JUDGE_FLAGS, SHEET_FLAGS, GPUS and PYTHON change the rest; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
-stages=${*:-portraits see people encode prior base judge contrast}
+stages=${*:-portraits see people encode prior base judge sheets contrast}
 preset=${PRESET:-small} people=${TRAIN_PORTRAITS:-8000} unseen=${UNSEEN:-512} views=${PORTRAIT_VIEWS:-4} size=${PORTRAIT_SIZE:-144} count=${COUNT:-128}
 base_flags=${BASE_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
 towers=${TOWERS:-residual} classifier=${CLASSIFIER:-}
@@ -96,8 +96,8 @@ judge() {
       --out "$out/judge-$part.json" ${JUDGE_FLAGS:-} >/dev/null &
     : $((i++))
   done
-  CUDA_VISIBLE_DEVICES=${gpus[3 % ${#gpus[@]}]} "$python" "$tools/latent_pictures.py" sheets "$rodin" "$portraits/unseen" --out "$out" ${SHEET_FLAGS:-} &
-  all && "$python" - "$out" <<'P'
+  all || return
+  "$python" - "$out" <<'P' && "$python" "$tools/latent_pictures.py" figures --results "$out/latent.json" --out "$out"
 import json, sys
 from pathlib import Path
 from minirodin.evaluation import write_json
@@ -106,10 +106,10 @@ for path in sorted(out.glob("judge-*.json")):
     merged |= json.loads(path.read_text())
 write_json(merged, out / "latent.json")
 P
-  "$python" "$tools/latent_pictures.py" figures --results "$out/latent.json" --out "$out"
 }
+sheets() { CUDA_VISIBLE_DEVICES=${gpus[3 % ${#gpus[@]}]} "$python" "$tools/latent_pictures.py" sheets "$rodin" "$portraits/unseen" --out "$out" ${SHEET_FLAGS:-}; }
 contrast() {
-  local samples=$runs/contrast/samples known=$runs/fitted/validation/latents.safetensors make=(sample "$rodin/base" --count "$count" --steps 50)
+  local samples=$runs/contrast/samples known=$runs/fitted/validation/latents.safetensors make=(sample "$rodin/base" --count "$count" --steps 25)
   mkdir -p "$samples" && ln -sfn "$runs/fitted" "$runs/contrast/fitted"
   on 0 "${make[@]}" --out "$samples/without" &
   on 1 "${make[@]}" --out "$samples/portraits-1" --latents "$known" --guidance-scale 1 &
