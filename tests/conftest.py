@@ -14,7 +14,7 @@ from minirodin.cameras import save_capture
 from minirodin.config import Config, preset
 from minirodin.fitting import fit_subjects
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # for tensors this small a second one burns time and gains nothing
 
 
 def tiny_config(**fit) -> Config:
@@ -48,10 +48,26 @@ def fitted(captures, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_drawings():
+    """A training of six steps takes longer to draw than to learn: one loss curve a file, two people a preview."""
+    from minirodin import base_training, training
+
+    draw = training.save_curves
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_curves", lambda curves, path, **more: path.exists() or draw(curves, path, **more))
+        patch.setattr(base_training, "PREVIEWS", 2)
+        yield draw
+
+
 @pytest.fixture(scope="module")
 def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much when the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """As everywhere by now."""
+
+
+@pytest.fixture(scope="module")
+def two_threads():
+    """For networks of real size."""
+    torch.set_num_threads(2)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)

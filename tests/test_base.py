@@ -124,11 +124,12 @@ def test_the_space_is_that_of_the_training_planes(fitted, model):
     assert not torch.allclose(alike.weight, space.weight, rtol=0.1)
 
 
-@pytest.mark.parametrize("prediction, steps", [("eps", 200), ("v", 600)])
-def test_a_longer_training_learns(fitted, tmp_path, prediction, steps):
+@pytest.mark.parametrize("prediction, steps, batch", [("eps", 80, 4), ("v", 260, 16)])
+def test_a_longer_training_learns(fitted, tmp_path, prediction, steps, batch):
     """By the loss of what is predicted: at much noise, v gives a fair ε̂ from the start."""
     planes, _ = load_planes(fitted, 8)
-    settings = {"steps": steps, "lr": 1e-2, "log_every": 50, "preview_every": steps, "checkpoint_every": steps}
+    settings = {"steps": steps, "batch": batch, "lr": 2e-2, "warmup": 20}
+    settings |= dict.fromkeys(("log_every", "preview_every", "checkpoint_every"), steps)
     errors = []
     for name, given in (("short", config()), ("long", config(**settings))):
         given = replace(given, base=replace(given.base, diffusion=DiffusionConfig(prediction=prediction)))
@@ -180,7 +181,8 @@ def test_the_other_variants_train_and_sample(fitted, tmp_path, variant):
 
 
 def test_sampled_people_are_a_fitted_folder_like_any_other(model, tmp_path):
-    people = sample_people(model, 5, tmp_path, steps=2, batch=2, seed=7, show_progress=False)
+    call = {"steps": 2, "batch": 2, "seed": 7, "views": (60.0,), "show_progress": False}
+    people = sample_people(model, 5, tmp_path, **call)
     assert people.names == [f"sample-{i:06d}" for i in range(7, 12)]
     avatar = Avatar.load(tmp_path / "sample-000009")
     expected = model.sample(model.noise(2, 9), 2)[0]
@@ -189,14 +191,14 @@ def test_sampled_people_are_a_fitted_folder_like_any_other(model, tmp_path):
 
 
 def test_sampling_adds_people_and_never_writes_over_others(model, fitted, tmp_path):
-    call = {"steps": 2, "batch": 2, "show_progress": False}
-    few = sample_people(model, 3, tmp_path, **call)
+    call = {"steps": 2, "batch": 2, "views": (0.0,), "show_progress": False}
+    few = sample_people(model, 2, tmp_path, **call)
     before = {name: few.planes(name) for name in few.names}
-    more = sample_people(model, 5, tmp_path, **call)
-    assert more.names == [f"sample-{i:06d}" for i in range(5)]
+    more = sample_people(model, 3, tmp_path, **call)
+    assert more.names == [f"sample-{i:06d}" for i in range(3)]
     assert all(torch.equal(more.planes(name), planes) for name, planes in before.items())
-    again = sample_people(model, 2, tmp_path, seed=20, **call)  # fewer, from another seed
-    assert len(again) == len(FittedPlanes(tmp_path)) == 7
+    again = sample_people(model, 1, tmp_path, seed=20, **call)  # fewer, from another seed
+    assert len(again) == len(FittedPlanes(tmp_path)) == 4
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for changes in ({"steps": 3}, {"sampler": "ddim"}):
         with pytest.raises(CheckpointError, match="choose another folder"):

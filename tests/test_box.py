@@ -10,6 +10,7 @@ from minirodin.avatar import to_rgb
 from minirodin.classifier import HEADS, AttributeClassifier
 from minirodin.judgement import named
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 BOX = Path(__file__).resolve().parent.parent / "data_samples" / "pretrained" / "small"
 
 
@@ -34,5 +35,5 @@ def test_a_text_is_what_comes_out(pipe, prompt, expected):
 
 
 def test_the_same_seed_is_the_same_person(pipe):
-    a, b, c = (pipe(seed=seed, num_inference_steps=2).planes for seed in (3, 3, 4))
+    a, b, c = (pipe(seed=seed, num_inference_steps=1).planes for seed in (3, 3, 4))
     assert torch.equal(a, b) and not torch.equal(a, c)

@@ -44,9 +44,6 @@ def toy(seeds) -> Portraits:
     return Portraits([f"{s:06d}" for s in seeds], pictures, people)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")

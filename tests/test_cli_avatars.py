@@ -43,6 +43,8 @@ def pipe(fitted, monkeypatch):
     monkeypatch.setattr(RodinPipeline, "from_pretrained", lambda folder: pipe)
     monkeypatch.setattr(cli_avatars, "TURN", 8)
     monkeypatch.setattr(cli_avatars, "SHEET", (0, 2, 4, 6))
+    export = Avatar.export
+    monkeypatch.setattr(Avatar, "export", lambda self, path, resolution=32: export(self, path, resolution))
     return pipe
 
 

@@ -123,7 +123,8 @@ def test_bad_conditions_are_refused(model, people, tmp_path):
 
 def test_people_are_sampled_for_their_latents(model, tmp_path):
     z = unit(3, Z, seed=9)
-    people = sample_people(model, 3, tmp_path, steps=2, batch=2, show_progress=False, latents=z, guidance_scale=1.5)
+    call = {"steps": 2, "batch": 2, "views": (0.0,), "show_progress": False}
+    people = sample_people(model, 3, tmp_path, **call, latents=z, guidance_scale=1.5)
     alone = model.sample(model.noise(1, seed=2), 2, latent=z[2:], guidance_scale=1.5)[0]
     torch.testing.assert_close(people.planes("sample-000002"), alone, rtol=1e-2, atol=2e-3)
 
@@ -147,14 +148,17 @@ def crowd(count, seed):
 
 
 @pytest.fixture(scope="module")
-def prior(tmp_path_factory):
+def prior(tmp_path_factory, made=[]):  # noqa: B006 - learned once, though test_judgement.py has it too
+    if made:
+        return made[0]
     folder = tmp_path_factory.mktemp("prior")
     crowd(300, seed=0).save(folder / "latents.safetensors")
     crowd(99, seed=1).save(folder / "validation.safetensors")
     settings = replace(tiny_config(), latent=SMALL)
     files = folder / "latents.safetensors", settings, folder / "model", folder / "validation.safetensors"
     train_latent(*files, show_progress=False)
-    return folder / "model"
+    made.append(folder / "model")
+    return made[0]
 
 
 def test_sampled_latents_are_distributed_as_the_data_and_are_no_copies(prior):

@@ -12,7 +12,6 @@ from minirodin.consistency import disagreement, surface, view_consistency, warp
 from minirodin.errors import DataError
 from minirodin.render import render_views
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 96
 
 

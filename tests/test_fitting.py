@@ -62,9 +62,6 @@ def contents(folder: Path) -> dict:
     return files
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """Stage one on two balls that take turns."""

@@ -71,9 +71,6 @@ def write_toy(folder, seeds):
     return folder
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def encoder() -> ImageTextEncoder:
     torch.manual_seed(0)

@@ -25,8 +25,6 @@ CONFIG = UpsamplerConfig(view=24, patch=12)
 RENDER = RenderConfig(grid=16, bins=48, samples=8, view_samples=48)
 BALL = FieldDecoder(soft_ball(radius=0.4), lambda p: (0.5 + 0.5 * torch.sin(9 * p)).clamp(0, 1))
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def eyes():

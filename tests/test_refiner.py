@@ -38,7 +38,6 @@ TINY = RefinerConfig(
     ),
 )
 HUGE = (8000, 8000, 4)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(train=None, **changes):

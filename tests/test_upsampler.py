@@ -55,8 +55,6 @@ TINY = UpsamplerConfig(
 CLEAN = AugmentConfig(smallest=1.0, blur=0.0, noise=0.0)
 WALKS = [("ddim", 1), ("ddim", 2), ("ddim", 10), ("dpm++", 1), ("dpm++", 2), ("dpm++", 10), ("ancestral", 4)]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def config(train=None, **changes):
     return replace(tiny_config(), upsampler=replace(TINY, train=replace(TINY.train, **(train or {})), **changes))
