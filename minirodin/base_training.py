@@ -19,7 +19,7 @@ from minirodin.training import Trainer
 from minirodin.triplane import resize_planes
 
 PREVIEWS, PREVIEW_STEPS = 8, 25
-FOCUSED = 0.02, 50.0  # times the mean texel's visibility, the least and the most: what is not seen must not drift
+FOCUSED = 0.05, 50.0  # times the mean texel's visibility, the least and the most: what is not seen must not drift
 LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # λ at which errors are measured, whatever the schedule …
 NOISIER = (-8.0, -10.0, -12.0)  # … and others in the log, where it is told by the latent alone who is meant
 

@@ -253,6 +253,7 @@ def upsample(
     seed: int = 0,
     noise: float = 0.0,
     reduce: bool = False,
+    latents: Path | None = None,
 ) -> None:
     """Add detail to an avatar, or to everybody in a folder: planes of 64² become 256² (E17).
 
@@ -264,6 +265,8 @@ def upsample(
         seed: of the first person, the others count up.
         noise: standard deviation of noise that the planes get first, as in training: hides what is wrong with them.
         reduce: take planes of any larger size, reduced to what the upsampler learned from: to measure it on fits.
+        latents: of a folder, the file that `minirodin encode` wrote: whose detail person after person gets, where the
+            upsampler knows latents.
     """
     from minirodin.avatar import Avatar
     from minirodin.upsampler import Upsampler, upsample_people
@@ -271,9 +274,19 @@ def upsample(
     if out.resolve() == people.resolve():
         raise ConfigError(f"{out} is what detail is to be added to: choose another name")
     if people.is_dir():
-        upsample_people(Upsampler.load(model), people, out, steps, seed, noise, reduce)
+        upsampler, z = Upsampler.load(model), None
+        if latents:
+            from minirodin.latents import Latents
+
+            known = Latents.load(latents)
+            if known.fingerprint != upsampler.encoder:
+                raise CheckpointError(f"{latents} is of another encoder than {model}: encode the people again")
+            z = known.latents[:, 0].float()
+        upsample_people(upsampler, people, out, steps, seed, noise, reduce, latents=z)
         print(out)
         return
+    if latents:
+        raise ConfigError("an avatar knows its latent itself: leave --latents out")
     avatar, upsampler = Avatar.load(people), Upsampler.load(model)
     if reduce:
         avatar = upsampler.reduced(avatar)
