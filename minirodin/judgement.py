@@ -49,6 +49,8 @@ def sculpted(
         z = latents[start : start + BATCH].to(pipe.base.device)
         noise = pipe.base.noise(len(z), seed + start)
         made = pipe.base.sample(noise, steps, latent=z, guidance_scale=scale)
+        if pipe.upsampler:
+            made = pipe.upsampler.upsample(made, seed=seed + start, latents=z if pipe.upsampler.encoder else None)
         planes.append(made.cpu())
         pictures += [to_rgb(pipe.base.avatar(p).views(camera))[0].permute(2, 0, 1).clamp(0, 1) for p in made]
     return torch.cat(planes), torch.stack(pictures)

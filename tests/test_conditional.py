@@ -121,11 +121,20 @@ def test_bad_conditions_are_refused(model, people, tmp_path):
         BaseModel.load(tmp_path, "cpu").sample(noise, 2, latent=unit(2, Z))
 
 
-def test_people_are_sampled_for_their_latents(model, tmp_path):
-    z = unit(3, Z, seed=9)
+def test_people_are_sampled_for_their_latents(model, tmp_path, monkeypatch):
+    z, given, sample = unit(3, Z, seed=9), [], BaseModel.sample
+
+    def spy(self, noise, *settings, latent, guidance_scale):
+        given.append((noise, latent, guidance_scale))
+        return sample(self, noise, *settings, latent=latent, guidance_scale=guidance_scale)
+
+    monkeypatch.setattr(BaseModel, "sample", spy)
     call = {"steps": 2, "batch": 2, "views": (0.0,), "show_progress": False}
     people = sample_people(model, 3, tmp_path, **call, latents=z, guidance_scale=1.5)
-    alone = model.sample(model.noise(1, seed=2), 2, latent=z[2:], guidance_scale=1.5)[0]
+    noises, latents, scales = zip(*given, strict=True)
+    assert torch.equal(torch.cat(latents), z) and scales == (1.5, 1.5)
+    torch.testing.assert_close(torch.cat(noises), model.noise(3, seed=0))
+    alone = sample(model, model.noise(1, seed=2), 2, latent=z[2:], guidance_scale=1.5)[0]
     torch.testing.assert_close(people.planes("sample-000002"), alone, rtol=1e-2, atol=2e-3)
 
 

@@ -1,5 +1,6 @@
 """What the judge of generated people counts, on answers that are known."""
 
+from copy import copy
 from types import SimpleNamespace
 
 import pytest
@@ -74,6 +75,28 @@ def test_person_and_noise_do_not_depend_on_the_batch(pipe, monkeypatch):
     monkeypatch.setattr(judgement, "BATCH", 2)
     torch.testing.assert_close(sculpted(pipe, z, 1.5, 2, seed=40, show=False)[0], planes, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(pipe.sculpt(z[3], 43, 1.5, 2).planes, planes[3], rtol=1e-3, atol=1e-4)
+
+
+def test_the_upsampler_takes_part_where_there_is_one(pipe, monkeypatch):
+    class Half:
+        encoder, given = "E", []
+
+        def upsample(self, planes, seed, latents):
+            self.given.append((seed, latents))
+            return 0.5 * planes
+
+    monkeypatch.setattr(judgement, "BATCH", 2)
+    z, whole = F.normalize(torch.randn(3, Z, generator=torch.Generator().manual_seed(1)), dim=1), copy(pipe)
+    whole.upsampler = Half()
+    planes, pictures = sculpted(whole, z, 1.5, 2, seed=40, show=False)
+    alone, others = sculpted(pipe, z, 1.5, 2, seed=40, show=False)
+    torch.testing.assert_close(planes, 0.5 * alone)
+    assert not torch.equal(pictures, others)
+    (first, some), (second, rest) = whole.upsampler.given
+    assert (first, second) == (40, 42) and torch.equal(torch.cat([some, rest]), z)
+    whole.upsampler.encoder = ""
+    sculpted(whole, z, 1.5, 1, show=False)
+    assert whole.upsampler.given[-1] == (2, None)
 
 
 def test_portraits_that_come_back_unchanged(pipe, portraits, monkeypatch):
