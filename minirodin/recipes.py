@@ -49,6 +49,7 @@ class Plan:
     judged: int  # portraits, and prompts
     scales: tuple[float, ...]  # of guidance, at which portraits are judged
     calls: int  # of the base network for a person
+    picture: int  # pixels a side of the renders whose features are compared
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ RECIPES = {
             **{"base": People(8, 4, 10, 256, 1, 8), "upsampler": People(6, 4, 10, 256, 1, 8)},
             **{"refiner": People(3, 2, 10, 256, 1, 4), "decoder": 4},
             **{"base_rays": 256, "base_steps": 60, "base_variation": 0.1},
-            **{"samples": 4, "judged": 4, "scales": (1.5,), "calls": 8},
+            **{"samples": 4, "judged": 4, "scales": (1.5,), "calls": 8, "picture": 64},
         ),
         Steps(encoder=40, classifier=40, base=40, latent=100, upsampler=12, refiner=20),
     ),
@@ -80,7 +81,7 @@ RECIPES = {
             **{"base": People(1024, 64, 24, 128, 1, 128), "upsampler": People(192, 32, 32, 256, 2, 64)},
             **{"refiner": People(48, 16, 24, 1024, 2, 16), "decoder": 192},
             **{"base_rays": 1024, "base_steps": 1000, "base_variation": 0.1},
-            **{"samples": 64, "judged": 64, "scales": (1.5, 3.0), "calls": 25},
+            **{"samples": 64, "judged": 64, "scales": (1.5, 3.0), "calls": 25, "picture": 224},
         ),
         Steps(encoder=2000, classifier=1500, base=6000, latent=6000, upsampler=2500, refiner=2500),
     ),
@@ -90,7 +91,7 @@ RECIPES = {
             **{"base": People(100_000, 1024, 300, 256, 2, 64), "upsampler": People(20_000, 512, 300, 256, 2, 64)},
             **{"refiner": People(2000, 128, 100, 1024, 2, 8), "decoder": 1024},
             **{"base_rays": 2048, "base_steps": 2000, "base_variation": 0.1},
-            **{"samples": 1024, "judged": 1024, "scales": (1.0, 1.5, 2.0, 3.0), "calls": 100},
+            **{"samples": 1024, "judged": 1024, "scales": (1.0, 1.5, 2.0, 3.0), "calls": 100, "picture": 224},
         ),
         Steps(encoder=60_000, classifier=20_000, base=500_000, latent=100_000, upsampler=300_000, refiner=100_000),
     ),

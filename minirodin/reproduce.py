@@ -130,7 +130,8 @@ def samples(run: Run) -> dict:
 
 
 def augmentation(run: Run) -> dict:  # E18
-    return tune_augmentation(run.out / "samples", run.planes("upsampler", "unseen"), run.out / "augmentation")
+    folders = run.out / "samples", run.planes("upsampler", "unseen"), run.out / "augmentation"
+    return tune_augmentation(*folders, picture=run.plan.picture)
 
 
 def upsampler(run: Run) -> dict:  # E17-E19
@@ -161,7 +162,8 @@ def fitting(run: Run) -> dict:
 
 
 def generation(run: Run) -> dict:
-    return compare(run.out / "samples", run.planes("base", "unseen"), run.planes("base", "train"))
+    folders = run.out / "samples", run.planes("base", "unseen"), run.planes("base", "train")
+    return compare(*folders, picture=run.plan.picture)
 
 
 def judgement(run: Run) -> dict:  # E16
@@ -187,7 +189,8 @@ def upsampling(run: Run) -> dict:
         upsample_people(model, run.out / "samples", out / "generated" / name, steps)
         made.append(out / "generated" / name)
     held_out = {name: found["mean"][str(size)] for name, found in measured.items()}
-    return {"held_out": held_out, "generated": compare(made, fitted, run.planes("upsampler", "train"))}
+    compared = compare(made, fitted, run.planes("upsampler", "train"), picture=run.plan.picture)
+    return {"held_out": held_out, "generated": compared}
 
 
 def refinement(run: Run) -> dict:
