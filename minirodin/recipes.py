@@ -67,13 +67,13 @@ class Steps:
 RECIPES = {
     "smoke": (
         Plan(
-            portraits=Portraits(12, 6, 2, 64),
-            **{"base": People(8, 4, 10, 256, 1, 8), "upsampler": People(6, 4, 10, 256, 1, 8)},
+            portraits=Portraits(8, 4, 2, 64),
+            **{"base": People(6, 4, 10, 256, 1, 8), "upsampler": People(6, 4, 10, 256, 1, 8)},
             **{"refiner": People(3, 2, 10, 256, 1, 4), "decoder": 4},
             **{"base_rays": 256, "base_steps": 60, "base_variation": 0.1},
-            **{"samples": 4, "judged": 4, "scales": (1.5,), "calls": 8, "picture": 64},
+            **{"samples": 4, "judged": 2, "scales": (1.5,), "calls": 4, "picture": 64},
         ),
-        Steps(encoder=40, classifier=40, base=40, latent=100, upsampler=12, refiner=20),
+        Steps(encoder=40, classifier=40, base=40, latent=100, upsampler=8, refiner=20),
     ),
     "small": (  # about an hour on one GPU, by the rates that were measured of single stages (README)
         Plan(
@@ -103,7 +103,8 @@ def recipe(name: str) -> dict[str, Config | Plan]:
     config, (plan, steps) = PRESETS.get(name, PRESETS["small"]), RECIPES.get(name, RECIPES["small"])
     for part, count in dataclasses.asdict(steps).items():
         network = getattr(config, part)
-        train = replace(network.train, steps=count, preview_every=count)
+        often = min(network.train.checkpoint_every, 500)
+        train = replace(network.train, steps=count, preview_every=count, checkpoint_every=often)
         config = replace(config, **{part: replace(network, train=train)})
     base = config.base  # conditioned (E13); beyond λ = 0 its samples only get spots (README)
     unet, diffusion = replace(base.unet, latent=config.encoder.dimensions), replace(base.diffusion, log_snr_stop=0.0)

@@ -22,8 +22,9 @@ h2 {{ font-size: 1.1rem; margin-top: 2.5rem; border-top: 1px solid var(--line); 
 table {{ border-collapse: collapse }}
 td, th {{ padding: .1rem 1.5rem .1rem 0; text-align: left; font-weight: normal; vertical-align: top }}
 td:last-child, th {{ color: var(--faint) }}
-figure {{ display: block; margin: 1.5rem 0 0 }}
+figure {{ vertical-align: top; max-width: 100% }}
 figure img {{ width: auto }}
+figcaption {{ max-width: 30rem }}
 </style>
 <main>
 {turn}
@@ -80,7 +81,7 @@ def write_report(out: Path, config: Config, plan: Plan, results: Mapping[str, di
         lines = "\n".join(f"<tr>{row}</tr>" for row in cells)
         shown = ((picture_data(rgba(out / path)), escape(text)) for path, text in pictures[title].items())
         figures = "\n".join(FIGURE.format(*figure) for figure in shown)
-        parts.append(SECTION.format(title=escape(title), rows=lines, figures=figures))
+        parts.append(SECTION.format(title=title, rows=lines, figures=figures))
     strip = rgba(out / "pictures" / "turn.png")  # (H, V·H, 4)
     page = {
         "title": f"Rodin, reproduced: {config.name}",
@@ -100,8 +101,8 @@ def rows_of(results: Mapping[str, dict]) -> dict[str, list[Row]]:
     """The numbers worth reading, by the page's sections."""
     fitting, drawn, judged = results["fitting"], results["generation"], results["judgement"]
     upsampling, refinement, eyes = results["upsampling"], results["refinement"], fitting["perceptual"]
-    views = f"{fitting['views']} views that were not fitted, of {fitting['subjects']} people that nothing learned from"
-    rows: dict[str, list[Row]] = {FITTED: [("views", views, "")]}
+    views = f"{fitting['views']} of {fitting['subjects']} people"
+    rows: dict[str, list[Row]] = {FITTED: [("views", views, "not fitted, of people that nothing learned from")]}
     for size, mean in fitting["mean"].items():
         rows[FITTED].append((f"PSNR, planes at {size}²", f"{mean['psnr']:.2f} dB", f"SSIM {mean['ssim']:.3f}"))
         rows[FITTED].append((f"{eyes} distance at {size}²", f"{mean[eyes]:.3f}", ""))
@@ -116,8 +117,7 @@ def rows_of(results: Mapping[str, dict]) -> dict[str, list[Row]]:
     rows[SEEING].append((f"pictures that find their caption among {among}", f"{found['recall@1']:.1%}", true))
 
     (made,), real = drawn["samples"].values(), drawn["real"]
-    count = f"{drawn['people']}, beside as many fitted ones; {drawn['training_people']} were learned from"
-    rows[GENERATED] = [("people", count, "")]
+    rows[GENERATED] = [("people", str(drawn["people"]), f"fitted: as many; learned from: {drawn['training_people']}")]
     for key in ("frechet", "precision", "recall", "coverage", "memorisation", "floating", "disagreement"):
         name = f"Fréchet distance, {drawn['network']}" if key == "frechet" else key
         rows[GENERATED].append((name, f"{made[key]:.3g}", f"fitted: {real[key]:.3g}"))

@@ -123,26 +123,56 @@ def test_command_takes_flags_and_refuses_in_one_line(stages, tmp_path, capsys):
     assert told["config"]["name"] == "smoke" and told["config"]["base"]["unet"]["latent"] == 512
     assert told["config"]["latent"]["train"]["steps"] == RECIPES["smoke"][1].latent
     assert capsys.readouterr().out.endswith(f"{tmp_path / 'out' / 'report.html'}\n")
-    for wrong in (command, [*command, "--preset", "small"], [*command, "--preset", "smok"],
-                  [*command, "--fit.group", "3"], [*command, "--data.views", "3"]):  # fmt: skip
-        assert cli.main(wrong) == 2
+    fresh = ["reproduce", "--out", str(tmp_path / "fresh"), "--preset"]
+    for wrong, why in {
+        (*command,): "begun with config.base.train.steps 3, not 40",
+        (*command, "--preset", "small"): "begun with",
+        (*fresh, "smok"): "did you mean 'smoke'",
+        (*fresh, "smoke", "--fit.group", "3"): "--fit.group means nothing",
+        (*fresh, "smoke", "--data.views", "3"): "--data means nothing",
+    }.items():
+        assert cli.main(list(wrong)) == 2
         printed = capsys.readouterr()
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.out == ""
+        assert why in printed.err
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_what_one_process_does_alone_the_others_wait_for(stages, tmp_path, monkeypatch):
+    seen, both = [], threading.Barrier(2)
+
+    def alone(run):
+        seen.append((run.rank, "alone"))
+        time.sleep(0.5)
+        return {}
+
+    def together(run):
+        seen.append((run.rank, "together", run.record(alone).is_file()))
+        both.wait(20)
+        return {}
+
+    def last(run):
+        seen.append((run.rank, "last"))
+        time.sleep(0.5)
+        return {}
+
+    def other():
+        run_again(tmp_path)
+        seen.append((1, "end", (tmp_path / "results" / "last.json").is_file()))
+
+    monkeypatch.setattr(reproduce, "STAGES", (alone, together, last))
+    monkeypatch.setattr(reproduce, "TOGETHER", (together,))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    other = threading.Thread(target=run_again, args=(tmp_path,), daemon=True)
-    other.start()
+    process = threading.Thread(target=other, daemon=True)
+    process.start()
     time.sleep(0.3)
-    assert stages[0] == [] and not list(tmp_path.iterdir())  # it waits for the first process to begin
+    assert seen == [] and not list(tmp_path.iterdir())  # it waits for the first one to begin
     monkeypatch.setenv("RANK", "0")
     run_again(tmp_path)
-    other.join(20)
-    assert not other.is_alive()
-    assert sorted(stages[0][:-1]) in ([*"abbcd"], [*"abcd"])  # b is for all, who may find it done; the report for one
-    assert stages[0].count(list("abcd")) == 1
+    process.join(20)
+    wanted = [(0, "alone"), (0, "last"), (0, "together", True), (1, "end", True), (1, "together", True)]
+    assert sorted(seen) == wanted and stages[0] == [["alone", "last", "together"]]  # one of them wrote the report
 
 
 def test_a_stage_left_half_done_is_done_again(tmp_path):
