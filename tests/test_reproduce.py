@@ -126,7 +126,7 @@ def test_command_takes_flags_and_refuses_in_one_line(stages, tmp_path, capsys):
     fresh = ["reproduce", "--out", str(tmp_path / "fresh"), "--preset"]
     for wrong, why in {
         (*command,): "begun with config.base.train.steps 3, not 40",
-        (*command, "--preset", "small"): "begun with",
+        (*command[:2], "small", *command[3:]): "begun with config.name smoke, not small",
         (*fresh, "smok"): "did you mean 'smoke'",
         (*fresh, "smoke", "--fit.group", "3"): "--fit.group means nothing",
         (*fresh, "smoke", "--data.views", "3"): "--data means nothing",
@@ -270,7 +270,8 @@ def test_report_says_what_was_measured(tmp_path):
     page, values = made(tmp_path)
     told = ("21.25 dB", "0.567", "0.812", "0.234", "61.1%", "62.2%", "92.8", "31.2", "3.45", "1.02", "45.5%", "93.3%",
             "34.4%", "12.2%", "78.8%", "25.5", "23.5", "29.5", "33.5", "44.5", "21.5", "20.5", "22.5", "0.0202", "61.5",
-            "0123abc", "an abacus", "2.0 min", "a &lt;b&gt; person", "old &amp; wise", "base 40")  # fmt: skip
+            "0123abc", "an abacus", "2.0 min", "a &lt;b&gt; person.", 'aria-label="a &lt;b&gt; person"',
+            "old &amp; wise", "base 40")  # fmt: skip
     missing = [text for text in told if text not in page]
     assert missing == []
     cells = [cell for rows in values["tables"].values() for row in rows for cell in row]
