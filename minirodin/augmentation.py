@@ -15,7 +15,7 @@ from minirodin.avatar import Avatar, to_rgb
 from minirodin.base_training import load_planes
 from minirodin.config import AugmentConfig, Config
 from minirodin.errors import CheckpointError, DataError
-from minirodin.evaluation import AZIMUTHS, _views, provenance, write_json
+from minirodin.evaluation import AZIMUTHS, PICTURE, _views, provenance, write_json
 from minirodin.generation_metrics import frechet_distance
 from minirodin.perceptual import feature_network
 from minirodin.plane_space import PlaneSpace, visible_metric
@@ -33,7 +33,12 @@ SHOWN = 8
 
 
 def tune_augmentation(
-    samples: str | Path, data: str | Path, out: str | Path, limit: int = 64, show_progress: bool = True
+    samples: str | Path,
+    data: str | Path,
+    out: str | Path,
+    limit: int = 64,
+    show_progress: bool = True,
+    picture: int = PICTURE,
 ) -> dict:
     """Search the magnitudes of `augment`, and draw what they do.
 
@@ -42,6 +47,7 @@ def tune_augmentation(
         data: folder of fitted people, whose planes are spoiled.
         out: folder for `augmentation.json` and `augmentation.png`: fitted, spoiled, and the base model's people.
         limit: people of each, as many of one as of the other.
+        picture: pixels a side of the renders; the network sees them at its own size.
 
     Returns:
         JSON-able: `augment` (the magnitudes), `network`, `people`, `untouched` (the distance without augmentation),
@@ -68,7 +74,7 @@ def tune_augmentation(
         return [Avatar(p, shared.decoder, shared.config).to(device) for p in planes]
 
     def look(planes: Tensor) -> Tensor:
-        return torch.cat([_views(avatar, network) for avatar in avatars(planes)])  # (N·V, D)
+        return torch.cat([_views(avatar, network, picture) for avatar in avatars(planes)])  # (N·V, D)
 
     def spoiled(magnitudes: AugmentConfig) -> Tensor:
         generator = torch.Generator().manual_seed(0)  # the same draws for all

@@ -16,9 +16,11 @@ from tyro.conf import Positional
 from minirodin.cli_avatars import edit, export, generate
 from minirodin.cli_models import assess, compare, encode, judge, pack, sample, train, tune, upsample
 from minirodin.cli_refiner import refine
+from minirodin.cli_reproduce import reproduce
 from minirodin.config import PRESETS, Config
 from minirodin.config import preset as load_preset
 from minirodin.errors import ConfigError, MinirodinError, RenderError
+from minirodin.recipes import recipe
 
 
 def avatars(
@@ -185,10 +187,11 @@ def main(argv: list[str] | None = None) -> int:
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     models = (train, encode, assess, pack, sample, tune, upsample, refine, judge, compare)
-    functions = (avatars, fit, render, export, generate, edit, demo, evaluate, *models, bench, doctor)
+    functions = (avatars, fit, render, export, generate, edit, demo, evaluate, *models, reproduce, bench, doctor)
     commands = {f.__name__: f for f in functions}
     for command in (fit, train):
         commands[command.__name__] = functools.partial(command, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))
+    commands["reproduce"] = functools.partial(reproduce, **recipe(_preset_in(argv)))
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="minirodin", description=PITCH, args=argv)
         return 0

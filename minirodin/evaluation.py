@@ -107,6 +107,7 @@ def compare(
     train: str | Path,
     device: str | None = None,
     show_progress: bool = True,
+    picture: int = PICTURE,
 ) -> dict:
     """How good sets of generated people are, each number beside that of real people they were not made from.
 
@@ -117,6 +118,7 @@ def compare(
         samples: folder, or folders, of generated planes (`base.sample_people`).
         real: folder of fitted people that the model did not see.
         train: folder of those that it learned from.
+        picture: pixels a side of the renders; the network sees them at its own size.
 
     Returns:
         JSON-able: `network`, and for `real` and each of `samples` (by the folder's name) the Fréchet distance to the
@@ -142,7 +144,8 @@ def compare(
         """Planes (N, 3, C, R, R) and features (N, V, D)."""
         planes = torch.stack([resize_planes(people.planes(name), resolution) for name in people.names[:count]])
         seen = progress(planes, desc=f"looking at {people.folder.name}", unit="person", enabled=show_progress)
-        return planes, torch.stack([_views(Avatar(p, shared.decoder, shared.config).to(device), network) for p in seen])
+        avatars = (Avatar(p, shared.decoder, shared.config).to(device) for p in seen)
+        return planes, torch.stack([_views(avatar, network, picture) for avatar in avatars])
 
     train_planes, train_features = look(train)
     agreement = PlaneDisagreement().fit(train_planes)
@@ -165,9 +168,9 @@ def compare(
     return {**provenance(), "network": network.name, **sizes, "real": measure(real), "samples": measured}
 
 
-def _views(avatar: Avatar, network: FeatureNetwork) -> Tensor:
+def _views(avatar: Avatar, network: FeatureNetwork, picture: int = PICTURE) -> Tensor:
     """Features (V, D) of one person's views, on white."""
-    views = avatar.views(orbit_cameras(AZIMUTHS, ELEVATION, PICTURE))
+    views = avatar.views(orbit_cameras(AZIMUTHS, ELEVATION, picture))
     return network(_channels_first(to_rgb(views))).cpu()
 
 

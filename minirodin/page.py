@@ -35,7 +35,7 @@ TURN = """\
   if(d){{event.preventDefault();this.value=(+this.value+d+n)%n;this.oninput()}}">
 </div>"""
 
-PAGE = """\
+HEAD = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -59,6 +59,11 @@ a {{ color: var(--link) }}
 figure {{ display: inline-block; margin: 1.5rem 1.5rem 0 0 }}
 figure img {{ display: block; width: 14rem; max-width: 100% }}
 </style>
+"""
+
+PAGE = (
+    HEAD
+    + """\
 <main>
 {turn}
 <section>
@@ -74,6 +79,7 @@ figure img {{ display: block; width: 14rem; max-width: 100% }}
 {figures}
 </html>
 """
+)
 
 
 def turning(views: Tensor, label: str = "avatar", width: str = "20rem") -> str:
