@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= outputs/demo
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export GOMP_SPINCOUNT ?= 3000
@@ -28,8 +29,8 @@ demo: $(STAMP)
 	$(BIN)/minirodin demo --out $(OUT)
 
 test: $(STAMP)
-	MINIRODIN_PRESET=smoke MINIRODIN_PROGRESS=0 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+	MINIRODIN_PRESET=smoke MINIRODIN_PROGRESS=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
+	  -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 lab: $(STAMP)
 	MINIRODIN_PRESET=$(MINIRODIN_PRESET) $(BIN)/jupyter lab --notebook-dir=. notebooks

@@ -80,13 +80,13 @@ def test_the_latent_of_each_person_goes_with_its_planes(people, tmp_path, monkey
     seen, kept = set(), []
     losses = Diffusion.losses
 
-    def spy(self, network, x0, generator, *condition):
+    def spy(self, network, x0, generator, *condition, weight):
         if condition:
             kept.extend(condition[1].tolist())
             for x, z in zip(x0, condition[0], strict=True):
                 torch.testing.assert_close(x, planes[known[tuple(z.tolist())]])
                 seen.add(tuple(z.tolist()))
-        return losses(self, network, x0, generator, *condition)
+        return losses(self, network, x0, generator, *condition, weight=weight)
 
     monkeypatch.setattr(Diffusion, "losses", spy)
     train_base(people, config(steps=40, batch=16, preview_every=40, checkpoint_every=40), tmp_path, show_progress=False)

@@ -21,6 +21,7 @@ from minirodin.augmentation import read_augmentation, tune_augmentation
 from minirodin.avatar import Avatar, Origin
 from minirodin.base import BaseModel
 from minirodin.base_training import load_planes, train_base
+from minirodin.conditions import Conditions
 from minirodin.config import AugmentConfig, BaseConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import alpha_sigma
@@ -347,7 +348,8 @@ def test_everybody_in_a_preview_has_noise_of_their_own(fitted, truth, tmp_path, 
         return resize_planes(planes, 16)
 
     monkeypatch.setattr(Upsampler, "upsample", spy)
-    upsampler_training._previews(untrained(fitted), tmp_path, truth.repeat(3, 1, 1, 1, 1), z)(1)
+    model, conditions = untrained(fitted, unet=replace(TINY.unet, latent=5)), Conditions(FittedPlanes(fitted).decoder)
+    upsampler_training._previews(model, tmp_path, truth.repeat(3, 1, 1, 1, 1), z, conditions)(1)
     assert len(set(seeds)) == len(seeds) == 6 and torch.equal(torch.cat(given), z)
 
 
