@@ -282,20 +282,19 @@ def test_report_says_what_was_measured(tmp_path):
     assert "98.7%" in page and "62.2%" not in page and values["results"]["classifier"]["mean"] == 0.987
 
 
-@pytest.mark.slow
 def test_smoke_from_beginning_to_end(tmp_path):
     """Killed once on the way; ten minutes of two cores at most; the box that it leaves is used."""
     out, before = tmp_path / "out", resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "minirodin", "reproduce", "--preset", "smoke", "--out", str(out)]
     first = subprocess.Popen(command, start_new_session=True)
-    while not (out / "encoder" / "resume.safetensors").exists():
+    while not (out / "base" / "resume.safetensors").exists():
         assert first.poll() is None
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    assert not (out / "results" / "encoder.json").exists()
+    assert (out / "results" / "latents.json").exists() and not (out / "results" / "base.json").exists()
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert said.startswith("portraits: done before\nencoder …\n") and said.endswith(f"{out / 'report.html'}\n")
+    assert "\nlatents: done before\nbase …\n" in said and said.endswith(f"{out / 'report.html'}\n")
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime < 20 * 60
 
