@@ -84,7 +84,7 @@ prior() {
 }
 base() {
   local launch=(-m minirodin)
-  [ ${#gpus[@]} = 1 ] || launch=(-m torch.distributed.run --nproc-per-node ${#gpus[@]} -m minirodin)
+  [ ${#gpus[@]} = 1 ] || launch=(-m torch.distributed.run --standalone --nproc-per-node ${#gpus[@]} -m minirodin)
   CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]}") "$python" "${launch[@]}" train base --data "$runs/fitted/train" \
     --validation "$runs/fitted/validation" --preset "$preset" --base.unet.latent 512 --base.diffusion.log-snr-stop 0 --out "$rodin/base" $base_flags &&
     cp "$rodin/base/log.csv" "$out/log-conditional.csv"
