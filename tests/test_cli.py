@@ -1,5 +1,6 @@
 """The command line: quick to start, every command works end to end on tiny input, and exit codes mean something."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minirodin import cli, demo, doctor
+from minirodin import cli, cli_models, cli_reproduce, demo, doctor
 from minirodin.avatar import Avatar
 from minirodin.shards import FittedPlanes
 
@@ -159,3 +160,13 @@ def test_fit_as_torchrun_starts_it_where_there_is_no_gpu(fitted, captures, tmp_p
     argv = ["fit", str(captures), "--preset", "smoke", "--out", str(tmp_path), *decoder, *flags.split(), *sizes.split()]
     assert cli.main(argv) == 0
     assert sorted(FittedPlanes(tmp_path).names) == ["one", "two"]
+
+
+@pytest.mark.parametrize("command", [cli_models.train, cli_reproduce.reproduce])
+def test_torchrun_takes_no_option_for_its_own(command):
+    """It looks for prefixes of its own options in ours too, so that `--start` would be two of them and end in an error."""
+    from torch.distributed.run import get_args_parser
+
+    for name in inspect.signature(command).parameters:
+        given = ["-m", "minirodin", "verb", f"--{name.replace('_', '-')}", "value"]
+        assert get_args_parser().parse_args(given).training_script_args == given[2:]
