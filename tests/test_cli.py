@@ -164,7 +164,7 @@ def test_fit_as_torchrun_starts_it_where_there_is_no_gpu(fitted, captures, tmp_p
 
 @pytest.mark.parametrize("command", [cli_models.train, cli_reproduce.reproduce])
 def test_torchrun_takes_no_option_for_its_own(command):
-    """It looks for prefixes of its own options in ours too, so that `--start` would be two of them and end in an error."""
+    """It looks for prefixes of its own options in ours too: `--start` would be two of them, and an error."""
     from torch.distributed.run import get_args_parser
 
     for name in inspect.signature(command).parameters:
