@@ -30,7 +30,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	MINIRODIN_PRESET=smoke MINIRODIN_PROGRESS=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
-	  -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 lab: $(STAMP)
 	MINIRODIN_PRESET=$(MINIRODIN_PRESET) $(BIN)/jupyter lab --notebook-dir=. notebooks
