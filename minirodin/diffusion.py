@@ -171,7 +171,7 @@ class Diffusion:
 
         Returns:
             `loss` (scalar, to minimise), `simple` (of what is predicted), `vlb`, and `eps`, the error of ε̂ (E7)
-            whatever is predicted, each (B,).
+            whatever is predicted, each (B,); `simple` and `eps` weighed.
         """
         b, steps = len(x0), self.config.steps
         u = torch.rand(b, device=x0.device, generator=generator)

@@ -42,7 +42,10 @@ EDITS = (
 def sculpted(
     pipe: RodinPipeline, latents: Tensor, scale: float, steps: int, seed: int = 0, show: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Avatars of latents (N, Z), person i with the noise of seed + i: planes (N, 3, C, R, R), pictures (N, 3, S, S)."""
+    """Avatars of latents (N, Z), person i with the noise of seed + i: planes (N, 3, C, R, R), pictures (N, 3, S, S).
+
+    Through the upsampler where the pipeline has one: what is judged is what a user gets, but for the refiner.
+    """
     planes, pictures = [], []
     camera = orbit_cameras(0, 0, PICTURE)
     for start in progress(range(0, len(latents), BATCH), desc="sculpting", unit="batch", enabled=show):

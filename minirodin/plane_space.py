@@ -10,7 +10,7 @@ Where texels do not matter and changes are small, the distance of two planes x i
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,7 +101,7 @@ def visible_metric(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfi
         (C, C), symmetric, positive semi-definite, on the planes' device.
     """
     flat = (g.transpose(0, 1).flatten(1) for g in _answers(planes, decoder, render, seed))  # (C, 3·R²)
-    return _mean(g @ g.T for g in flat).to(planes.device)
+    return torch.stack([g @ g.T for g in flat]).mean(0).to(planes.device)
 
 
 def visible_texels(
@@ -112,11 +112,11 @@ def visible_texels(
     Args as for `visible_metric`.
 
     Returns:
-        (3, R, R), of mean 1, on the planes' device. An eye has much, the back of a head little, the room around none.
+        (3, R, R), of mean 1, on the planes' device. The room around people has none.
     """
     inverse = space.inverse.T  # ∂I/∂x = W⁻ᵀ ∂I/∂y
-    answers = (_mix(inverse.to(g), g).square().sum(1) for g in _answers(planes, decoder, render, seed))
-    seen = _mean(answers).to(planes.device)
+    answers = [_mix(inverse.to(g), g).square().sum(1) for g in _answers(planes, decoder, render, seed)]
+    seen = torch.stack(answers).mean(0).to(planes.device)
     return seen / seen.mean()
 
 
@@ -139,11 +139,3 @@ def _answers(planes: Tensor, decoder: TriplaneDecoder, render: RenderConfig, see
             signs = torch.randint(0, 2, picture.shape, generator=generator).to(picture) * 2 - 1
             (g,) = torch.autograd.grad((signs * picture).sum(), y)
         yield g[0]
-
-
-def _mean(values: Iterable[Tensor]) -> Tensor:
-    values = iter(values)
-    total, count = next(values).clone(), 1
-    for value in values:
-        total, count = total + value, count + 1
-    return total / count

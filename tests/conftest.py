@@ -61,11 +61,6 @@ def few_drawings():
 
 
 @pytest.fixture(scope="module")
-def one_thread():
-    """As everywhere by now."""
-
-
-@pytest.fixture(scope="module")
 def two_threads():
     """For networks of real size."""
     torch.set_num_threads(2)

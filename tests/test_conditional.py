@@ -157,17 +157,14 @@ def crowd(count, seed):
 
 
 @pytest.fixture(scope="module")
-def prior(tmp_path_factory, made=[]):  # noqa: B006 - learned once, though test_judgement.py has it too
-    if made:
-        return made[0]
+def prior(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prior")
     crowd(300, seed=0).save(folder / "latents.safetensors")
     crowd(99, seed=1).save(folder / "validation.safetensors")
     settings = replace(tiny_config(), latent=SMALL)
     files = folder / "latents.safetensors", settings, folder / "model", folder / "validation.safetensors"
     train_latent(*files, show_progress=False)
-    made.append(folder / "model")
-    return made[0]
+    return folder / "model"
 
 
 def test_sampled_latents_are_distributed_as_the_data_and_are_no_copies(prior):

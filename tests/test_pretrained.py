@@ -41,7 +41,6 @@ FILES = {  # of the pipeline below, by component
     "upsampler": "upsampler/model.safetensors",
     "upsampler/decoder": "upsampler/decoder.safetensors",
 }
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_pipeline(fitted) -> RodinPipeline:
