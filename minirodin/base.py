@@ -185,7 +185,7 @@ class BaseModel:
 
     def avatar(self, planes: Tensor) -> Avatar:
         """An `Avatar` of planes (3, C, R, R) on the decoder's scale."""
-        return Avatar(planes, self.shared.decoder, self.shared.config)
+        return Avatar(planes.to(self.device), self.shared.decoder, self.shared.config)
 
 
 def build_unet(base: BaseConfig, config: Config) -> UNet:

@@ -110,17 +110,18 @@ class Sculptor:
         return self._sculpt(state, state.steps)
 
     def preview(self, state: StudioState) -> Avatar:
-        """The same where it has been made, and otherwise one of a few steps from the same noise."""
-        known = self._key(state, state.steps) in self._made
-        return self._sculpt(state, state.steps if known else min(state.steps, PREVIEW_STEPS))
+        """The same where it has been made, and otherwise one of a few steps from the same noise, not upsampled."""
+        if self._key(state, state.steps) in self._made:
+            return self.avatar(state)
+        return self._sculpt(state, min(state.steps, PREVIEW_STEPS), upsample=False)
 
-    def _key(self, state: StudioState, steps: int) -> tuple:
-        return self.latent(state).numpy().tobytes(), state.seed, state.guidance_scale, steps
+    def _key(self, state: StudioState, steps: int, upsample: bool | None = None) -> tuple:
+        return self.latent(state).numpy().tobytes(), state.seed, state.guidance_scale, steps, upsample
 
-    def _sculpt(self, state: StudioState, steps: int) -> Avatar:
-        key = self._key(state, steps)
+    def _sculpt(self, state: StudioState, steps: int, upsample: bool | None = None) -> Avatar:
+        key = self._key(state, steps, upsample)
         if key not in self._made:
-            made = self.pipe.sculpt(self.latent(state), state.seed, state.guidance_scale, steps)
+            made = self.pipe.sculpt(self.latent(state), state.seed, state.guidance_scale, steps, upsample)
             self._made = dict([*self._made.items()][-31:]) | {key: made}
         return self._made[key]
 

@@ -188,7 +188,7 @@ class Trainer:
                         row |= self.preview(self.step)
                 self.rows.append(row)
                 if main:
-                    self._log()
+                    self._log(draw=look or keep or done)
                     if keep:
                         self.save(done)
                 self.accelerator.wait_for_everyone()
@@ -286,16 +286,17 @@ class Trainer:
             raise CheckpointError(f"{path} was left by other data or settings: delete it or choose another folder")
         return tensors, metadata
 
-    def _log(self) -> None:
-        """`log.csv` and `loss.png`, and TensorBoard's events where it is installed."""
+    def _log(self, draw: bool) -> None:
+        """`log.csv` and, which takes longest, `loss.png`; and TensorBoard's events where it is installed."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         with open(self.out / "log.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        shown = [k for k in ("simple", "eps", "trained", "validation") if k in columns] or ["loss"]
-        curves = {k: ([r["step"] for r in self.rows if k in r], [r[k] for r in self.rows if k in r]) for k in shown}
-        save_curves(curves, self.out / "loss.png", xlabel="step", ylabel="loss", log_y=True)
+        if draw:
+            shown = [k for k in ("simple", "eps", "trained", "validation") if k in columns] or ["loss"]
+            curves = {k: ([r["step"] for r in self.rows if k in r], [r[k] for r in self.rows if k in r]) for k in shown}
+            save_curves(curves, self.out / "loss.png", xlabel="step", ylabel="loss", log_y=True)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -156,12 +156,13 @@ def test_it_does_not_keep_everything(pipe):
     assert len(pipe.calls) == 40
 
 
-def test_a_preview_has_few_steps_until_the_avatar_is_made(pipe):
-    sculptor = Sculptor(pipe)
-    rough = sculptor.preview(START)
-    assert pipe.calls[-1][-1] == studio.PREVIEW_STEPS
-    full = sculptor.avatar(START)
-    assert pipe.calls[-1][-1] == 6 and sculptor.preview(START) is full is not rough
+@pytest.mark.parametrize("steps", [6, 2])
+def test_a_preview_has_few_steps_and_is_not_upsampled_until_the_avatar_is_made(pipe, steps):
+    sculptor, state = Sculptor(pipe), replace(START, steps=steps)
+    rough = sculptor.preview(state)
+    assert pipe.calls[-1][-2:] == (min(steps, studio.PREVIEW_STEPS), False)
+    full = sculptor.avatar(state)
+    assert pipe.calls[-1][-2:] == (steps, None) and sculptor.preview(state) is full is not rough
 
 
 def test_a_preview_is_smaller_and_looks_alike(fitted):

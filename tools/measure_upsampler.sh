@@ -44,7 +44,7 @@ train_one() {
     recalled) flags="$none --base $base --upsampler.unet.latent 512" ;;
     *) echo "unknown variant $1" >&2; return 1 ;;
   esac
-  minirodin train upsampler --data "$fitted/train" --captures "$captures" --preset "$preset" --out "$runs/$1" $flags $train_flags &&
+  minirodin train upsampler --data "$fitted/train" --validation "$fitted/validation" --captures "$captures" --preset "$preset" --out "$runs/$1" $flags $train_flags &&
     cp "$runs/$1/log.csv" "$out/log-$1.csv" && say "trained $1"
 }
 train() { each train_one "${variants[@]}"; }
