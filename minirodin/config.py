@@ -149,10 +149,8 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """E18: the largest magnitudes by which the upsampler's condition is spoiled in training, drawn evenly.
-
-    `minirodin tune` finds them: so that renders of spoiled planes are as far from good ones as the base model's are.
-    """
+    """E18: the largest magnitudes by which the upsampler's condition is spoiled in training, drawn evenly; found by
+    `minirodin tune`, so that renders of spoiled planes are as far from good ones as the base model's are."""
 
     smallest: float = 0.5  # side that planes are reduced to and enlarged again, of their own
     blur: float = 1.0  # texels, standard deviation
@@ -175,6 +173,7 @@ class UpsamplerConfig:
     patch: int = 112  # pixels a side of the part of them that is rendered
     rendered: int = 4  # people of each part of a batch whose patches are rendered
     perceptual_weight: float = 0.2  # of E19 beside the plane loss
+    likeness_weight: float = 0.0  # of 1 − cos(z, encoder's z of a frontal render), beside these; 0: not looked at
     perceptual: str = ""  # network of E19: lpips-vgg | efficientnet-lite0; by default the best that is here
     face: tuple[float, ...] = (0.0, 0.02, 0.45)  # where patches fall most often, in the box: between eyes and mouth …
     face_radius: float = 0.3  # … and how far around; foreign data: (0, 0, 0) and 1

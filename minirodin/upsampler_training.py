@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minirodin.avatar import Avatar
 from minirodin.base_training import load_latents, load_planes
+from minirodin.cameras import orbit_cameras
 from minirodin.conditions import Conditions
 from minirodin.config import Config, RenderConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.latent import ImageTextEncoder
 from minirodin.patches import Patches, Views, photographs
 from minirodin.perceptual import PerceptualDistance
 from minirodin.plane_space import PEOPLE, PlaneSpace, visible_metric
@@ -78,6 +81,19 @@ def perceptual_patch_loss(
     return network(render_patches(planes, decoder, patches, occupancy, render, behind), seen)
 
 
+def likeness_loss(
+    planes: Tensor, latents: Tensor, decoder: TriplaneDecoder, encoder: ImageTextEncoder, render: RenderConfig
+) -> Tensor:
+    """1 − cos(E(x̂), z): how little frontal pictures of planes (B, 3, C, R, R) look like whom z (B, Z) means, (B,)."""
+    camera, size = orbit_cameras(0, 0, encoder.towers.size), encoder.towers.size
+    matrix, intrinsics = (v.float().to(planes.device) for v in (camera.camera_to_world, camera.intrinsics))
+    corner = torch.zeros(len(planes), 2, dtype=torch.long, device=planes.device)
+    whole = Patches(matrix.expand(len(planes), 4, 4), intrinsics.expand(len(planes), 4), corner, size)
+    occupancy = occupancy_from_planes(planes.detach(), decoder, render.grid)
+    seen = encoder.towers.images(render_patches(planes, decoder, whole, occupancy, render))
+    return 1 - F.cosine_similarity(seen, latents)
+
+
 def train_upsampler(
     data: str | Path,
     config: Config,
@@ -97,7 +113,8 @@ def train_upsampler(
         validation: another such folder, under the same decoder, for the log and the previews.
         captures: the photographs of the people in `data`, to compare patches with; else with their fitted planes.
         base: folder of a base model, whose samples the upsampler is to take: conditions are then what it recalls of
-            noised planes (`conditions`), spoiled further (E18). One with latents needs `latents.safetensors`.
+            noised planes (`conditions`), spoiled further (E18). One with latents needs `latents.safetensors`. With
+            `upsampler.likeness_weight` its encoder lies beside it, as in a pipeline.
 
     Returns:
         The upsampler with averaged weights.
@@ -128,6 +145,11 @@ def train_upsampler(
     latents, encoder = load_latents(data, names, known) if known else (None, "")  # (S, K, Z)
     if conditions.latent and conditions.base.encoder != encoder:
         raise CheckpointError(f"{base} belongs to another encoder than the latents in {data}")
+    if c.likeness_weight and not (base and width):
+        raise ConfigError("upsampler.likeness_weight is about latents: give upsampler.unet.latent, and the base model")
+    likeness = ImageTextEncoder.load(Path(base).parent / "encoder", "cpu") if c.likeness_weight else None
+    if likeness and likeness.fingerprint != encoder:
+        raise CheckpointError(f"{likeness.source} is another encoder than that of the latents in {data}")
     low, detail = spaces(planes, shared.decoder, config, conditions, latents)
     if not (low.weight.isfinite().all() and detail.weight.isfinite().all()):
         raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
@@ -151,7 +173,8 @@ def train_upsampler(
             versions = torch.randint(latents.shape[1], people.shape, generator=generator, device=people.device)
             z = latents[people, versions]
         small = conditions(truth, z, generator)
-        return upsampler_losses(model, network, truth, people, views, eyes, generator, z if width else None, small)
+        known = z if width else None
+        return upsampler_losses(model, network, truth, people, views, eyes, generator, known, small, likeness)
 
     def batches(number: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(planes), (number,), generator=generator, device=planes.device)
@@ -168,7 +191,7 @@ def train_upsampler(
     planes, views = planes.to(trainer.device), views.to(trainer.device)
     latents = None if latents is None else latents.to(trainer.device)
     conditions.to(trainer.device)
-    eyes = eyes and eyes.to(trainer.device)
+    eyes, likeness = (part and part.to(trainer.device) for part in (eyes, likeness))
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
     trainer.run(show_progress)
@@ -186,6 +209,7 @@ def upsampler_losses(
     generator: torch.Generator,
     latents: Tensor | None = None,
     small: Tensor | None = None,
+    encoder: ImageTextEncoder | None = None,
 ) -> dict[str, Tensor]:
     """E17 + E19 for a batch of planes `truth` (B, 3, C, R, R) of `people` (B,), their conditions spoiled (E18).
 
@@ -195,9 +219,10 @@ def upsampler_losses(
         eyes: what it looks with; None: the plane loss alone.
         latents: z (B, Z), for a network with `unet.latent`; some are withheld (E14).
         small: the conditions (B, 3, C, r, r) on the decoder's scale; None: the true planes, reduced.
+        encoder: whose latents they are, for `likeness_loss`; None: without.
 
     Returns:
-        `loss` (scalar, to minimise), `simple` (B,), and `perceptual` of those who were rendered.
+        `loss` (scalar, to minimise), `simple` (B,), and of those who were rendered `perceptual` and `likeness`.
     """
     config, c = model.config, model.config.upsampler
     small = resize_planes(truth, config.triplane.base_resolution) if small is None else small
@@ -215,14 +240,20 @@ def upsampler_losses(
 
     result = model.diffusion.losses(seen, model.detail.standardise(truth - enlarged), generator)
     result = {name: result[name] for name in ("loss", "simple")}
-    if eyes is None:
+    if eyes is None and encoder is None:
         return result
     limit = config.fit.value_range
     which = torch.randperm(len(people), generator=generator, device=people.device)[: c.rendered]  # of any noise level
     predicted = (enlarged[which] + model.detail.unstandardise(made[-1][which])).clamp(-limit, limit)
-    seen_by = views, people[which], eyes, config.render, generator
-    looked = perceptual_patch_loss(predicted, truth[which], model.shared.decoder, *seen_by)
-    return {**result, "loss": result["loss"] + c.perceptual_weight * looked.mean(), "perceptual": looked}
+    decoder = model.shared.decoder
+    if eyes is not None:
+        seen_by = views, people[which], eyes, config.render, generator
+        result["perceptual"] = perceptual_patch_loss(predicted, truth[which], decoder, *seen_by)
+        result["loss"] = result["loss"] + c.perceptual_weight * result["perceptual"].mean()
+    if encoder is not None:  # those whose latent is withheld may look like anybody
+        result["likeness"] = keep[which] * likeness_loss(predicted, latents[which], decoder, encoder, config.render)
+        result["loss"] = result["loss"] + c.likeness_weight * result["likeness"].mean()
+    return result
 
 
 def spaces(
@@ -252,7 +283,7 @@ def spaces(
 def check_settings(config: UpsamplerConfig) -> None:
     """Raise `ConfigError` for what no other part looks at before it is too late."""
     augment = config.augment
-    above = {"perceptual_weight": config.perceptual_weight, "elsewhere": config.elsewhere}
+    above = {name: getattr(config, name) for name in ("perceptual_weight", "likeness_weight", "elsewhere")}
     above |= {"augment.blur": augment.blur, "augment.noise": augment.noise}
     wrong = [(name, value, "0 or more") for name, value in above.items() if not 0 <= value < math.inf]
     if not 0 < augment.smallest <= 1:
@@ -261,8 +292,8 @@ def check_settings(config: UpsamplerConfig) -> None:
         wrong.append(("face", config.face, "three numbers"))
     if not 0 < config.face_radius < math.inf:
         wrong.append(("face_radius", config.face_radius, "more than 0"))
-    if config.perceptual_weight and config.rendered < 1:
-        wrong.append(("rendered", config.rendered, "at least 1, or perceptual_weight 0"))
+    if (config.perceptual_weight or config.likeness_weight) and config.rendered < 1:
+        wrong.append(("rendered", config.rendered, "at least 1, or perceptual_weight and likeness_weight 0"))
     if config.view < 1:
         wrong.append(("view", config.view, "at least 1"))
     for name, value, wanted in wrong[:1]:

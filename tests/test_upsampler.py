@@ -18,14 +18,16 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from minirodin import cli, upsampler, upsampler_training
 from minirodin.augmentation import read_augmentation, tune_augmentation
-from minirodin.avatar import Avatar, Origin
+from minirodin.avatar import Avatar, Origin, to_rgb
 from minirodin.base import BaseModel
 from minirodin.base_training import load_planes, train_base
+from minirodin.cameras import orbit_cameras
 from minirodin.conditions import Conditions
 from minirodin.config import AugmentConfig, BaseConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import alpha_sigma
 from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.latent import ImageTextEncoder
 from minirodin.latents import Latents
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
@@ -43,7 +45,7 @@ from minirodin.upsampler import (
     told,
     upsample_people,
 )
-from minirodin.upsampler_training import spaces, train_upsampler, upsampler_losses
+from minirodin.upsampler_training import likeness_loss, spaces, train_upsampler, upsampler_losses
 
 TINY = UpsamplerConfig(
     unet=UNetConfig(channels=(8, 16), blocks=1, attention=(), aware_levels=2),
@@ -541,7 +543,7 @@ SETTINGS = {
     "elsewhere is -0.1": {"elsewhere": -0.1},
     "elsewhere is nan": {"elsewhere": np.nan},
     "perceptual_weight is -1": {"perceptual_weight": -1},
-    "rendered is 0: give at least 1, or perceptual_weight 0": {"rendered": 0},
+    "rendered is 0: give at least 1, or perceptual_weight and likeness_weight 0": {"rendered": 0},
     r"face is \(0.0, 1.0\): give three numbers": {"face": (0.0, 1.0)},
     r"face is \(0.0, 1.0, nan\)": {"face": (0.0, 1.0, np.nan)},
     "face_radius is 0": {"face_radius": 0.0},
@@ -753,3 +755,55 @@ def test_a_base_model_that_does_not_belong_is_one_line(fitted, known, artist, tm
     narrow = config(unet=replace(TINY.unet, latent=Z + 1))
     said = f"latents of {Z} numbers, upsampler.unet.latent is {Z + 1}"
     refused(said, train_upsampler, known, narrow, tmp_path / "b", **call)
+
+
+# -- likeness -------------------------------------------------------------------------------------------------------
+
+
+class Colours:
+    """An encoder by formula: what colours a picture has in three parts of it, less grey."""
+
+    fingerprint, source, size = "E", "formula", 12
+
+    @property
+    def towers(self):
+        return self
+
+    def to(self, device):
+        return self
+
+    def images(self, pictures):
+        return (torch.nn.functional.adaptive_avg_pool2d(pictures, (2, 1)).flatten(1) - 0.9)
+
+
+def test_likeness_is_nil_for_whom_the_latent_means_and_reaches_all_planes(fitted, truth):
+    shared, encoder = FittedPlanes(fitted).decoder, Colours()
+    camera, render = orbit_cameras(0, 0, 12), shared.config.render
+    people = [Avatar(p, shared.decoder, shared.config) for p in truth]
+    own = encoder.images(torch.cat([to_rgb(one.views(camera)).permute(0, 3, 1, 2) for one in people]))
+    planes = truth.clone().requires_grad_(True)
+    loss = likeness_loss(planes, own, shared.decoder, encoder, render)
+    assert loss.shape == (2,) and loss.max() < 1e-5
+    wrong = likeness_loss(planes, randn(2, Z), shared.decoder, encoder, render)
+    assert wrong.min() > 1e-3
+    (gradient,) = torch.autograd.grad(wrong.sum(), planes)
+    assert (gradient.abs().amax((2, 3, 4)) > 0).all()
+
+
+def test_people_become_like_their_latents_in_training(known, artist, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
+    c = config(unet=KNOWING, perceptual_weight=0.0, likeness_weight=1.0)
+    train_upsampler(known, c, tmp_path / "out", show_progress=False, base=artist)
+    rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
+    assert all(0 <= float(row["likeness"]) <= 2 for row in rows) and "perceptual" not in rows[0]
+    parts = [float(row["loss"]) - float(row["simple"]) for row in rows]
+    assert parts == pytest.approx([float(row["likeness"]) for row in rows], rel=1e-4)
+
+
+def test_likeness_without_what_it_needs_is_one_line(known, artist, tmp_path, monkeypatch):
+    c, call = config(unet=KNOWING, likeness_weight=1.0), {"show_progress": False}
+    refused("is about latents", train_upsampler, known, c, tmp_path / "a", **call, kind=ConfigError)
+    refused("neither a folder", train_upsampler, known, c, tmp_path / "b", **call, base=artist)
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
+    monkeypatch.setattr(Colours, "fingerprint", "F")
+    refused("another encoder than", train_upsampler, known, c, tmp_path / "c", **call, base=artist)
