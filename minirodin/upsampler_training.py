@@ -7,91 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minirodin.avatar import Avatar
 from minirodin.base_training import load_latents, load_planes
-from minirodin.cameras import orbit_cameras
 from minirodin.conditions import Conditions
-from minirodin.config import Config, RenderConfig, UpsamplerConfig
+from minirodin.config import Config, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.latent import ImageTextEncoder
-from minirodin.patches import Patches, Views, photographs
+from minirodin.patches import Views, photographs
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import PictureLosses
 from minirodin.plane_space import PEOPLE, PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
-from minirodin.render import Occupancy, occupancy_from_planes, render_rays
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
 from minirodin.training import Trainer
 from minirodin.triplane import resize_planes
 from minirodin.upsampler import KIND, Upsampler, augment, build_network, conditioned, detail_space, told
 
 PREVIEWS = 4
-
-
-def render_patches(
-    planes: Tensor,
-    decoder: TriplaneDecoder,
-    patches: Patches,
-    occupancy: Occupancy,
-    render: RenderConfig,
-    background: Tensor | None = None,
-) -> Tensor:
-    """What is seen on patches: planes (B, 3, C, R, R) → (B, 3, P, P), differentiable in the planes.
-
-    Args:
-        background: (B, 3); None: white.
-    """
-    behind = torch.ones(len(planes), 3, device=planes.device) if background is None else background
-    out = render_rays(planes, decoder, *patches.rays(), occupancy, render.bins, render.view_samples)
-    seen = out.over(behind[:, None]).clamp(0, 1)
-    return seen.unflatten(1, (patches.size, patches.size)).permute(0, 3, 1, 2)
-
-
-def perceptual_patch_loss(
-    planes: Tensor,
-    truth: Tensor,
-    decoder: TriplaneDecoder,
-    views: Views,
-    people: Tensor,
-    network: PerceptualDistance,
-    render: RenderConfig,
-    generator: torch.Generator,
-) -> Tensor:
-    """E19: Σ_l ‖Ψ^l(x̂) − Ψ^l(x)‖² of one patch of each person, (B,).
-
-    x̂ is rendered from the predicted planes through the frozen decoder, x is the photograph where there is one, else
-    rendered from the true planes. Both are sampled wherever either has matter, so that what one lacks is seen.
-
-    Args:
-        planes, truth: (B, 3, C, R, R) on the decoder's scale.
-        views: pictures and cameras; `people` (B,) are these people's places in them.
-    """
-    patches, photograph = views.draw(people, generator)
-    behind = views.behind(people)
-    with torch.no_grad():
-        a, b = (occupancy_from_planes(p, decoder, render.grid) for p in (planes.detach(), truth))
-        occupancy = Occupancy(torch.minimum(a.density, b.density), a.occupied | b.occupied)
-        if photograph is None:
-            seen = render_patches(truth, decoder, patches, occupancy, render, behind)
-        else:
-            seen = torch.lerp(behind[:, None, None], photograph[..., :3], photograph[..., 3:]).permute(0, 3, 1, 2)
-    return network(render_patches(planes, decoder, patches, occupancy, render, behind), seen)
-
-
-def likeness_loss(
-    planes: Tensor, latents: Tensor, decoder: TriplaneDecoder, encoder: ImageTextEncoder, render: RenderConfig
-) -> Tensor:
-    """1 − cos(E(x̂), z): how little frontal pictures of planes (B, 3, C, R, R) look like whom z (B, Z) means, (B,)."""
-    camera, size = orbit_cameras(0, 0, encoder.towers.size), encoder.towers.size
-    matrix, intrinsics = (v.float().to(planes.device) for v in (camera.camera_to_world, camera.intrinsics))
-    corner = torch.zeros(len(planes), 2, dtype=torch.long, device=planes.device)
-    whole = Patches(matrix.expand(len(planes), 4, 4), intrinsics.expand(len(planes), 4), corner, size)
-    occupancy = occupancy_from_planes(planes.detach(), decoder, render.grid)
-    seen = encoder.towers.images(render_patches(planes, decoder, whole, occupancy, render))
-    return 1 - F.cosine_similarity(seen, latents)
 
 
 def train_upsampler(
@@ -155,6 +90,8 @@ def train_upsampler(
         raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
     model = Upsampler(network, shared, config, low, detail, encoder if width else "")
     eyes = PerceptualDistance(c.perceptual or None) if c.perceptual_weight else None
+    seen_by = shared.decoder, config.render, views
+    looks = PictureLosses(*seen_by, eyes, c.perceptual_weight, likeness, c.likeness_weight)
     metadata = {
         "kind": KIND,
         "config": json.dumps(config.to_dict()),
@@ -174,7 +111,7 @@ def train_upsampler(
             z = latents[people, versions]
         small = conditions(truth, z, generator)
         known = z if width else None
-        return upsampler_losses(model, network, truth, people, views, eyes, generator, known, small, likeness)
+        return upsampler_losses(model, network, truth, people, looks, generator, known, small)
 
     def batches(number: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(planes), (number,), generator=generator, device=planes.device)
@@ -188,10 +125,9 @@ def train_upsampler(
         preview = _previews(model, out, unseen, unseen_latents, conditions)
     trainer = Trainer(network, losses, batches, c.train, out, metadata, extra, preview)
     model.to(trainer.device)
-    planes, views = planes.to(trainer.device), views.to(trainer.device)
+    planes, looks = planes.to(trainer.device), looks.to(trainer.device)
     latents = None if latents is None else latents.to(trainer.device)
     conditions.to(trainer.device)
-    eyes, likeness = (part and part.to(trainer.device) for part in (eyes, likeness))
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
     trainer.run(show_progress)
@@ -204,25 +140,21 @@ def upsampler_losses(
     network: Callable[..., Tensor],
     truth: Tensor,
     people: Tensor,
-    views: Views,
-    eyes: PerceptualDistance | None,
+    looks: PictureLosses | None,
     generator: torch.Generator,
     latents: Tensor | None = None,
     small: Tensor | None = None,
-    encoder: ImageTextEncoder | None = None,
 ) -> dict[str, Tensor]:
     """E17 + E19 for a batch of planes `truth` (B, 3, C, R, R) of `people` (B,), their conditions spoiled (E18).
 
     Args:
         network: that of the model, or what stands for it in training.
-        views: where E19 looks.
-        eyes: what it looks with; None: the plane loss alone.
+        looks: at pictures of `upsampler.rendered` of them, of any noise level; None: the plane loss alone.
         latents: z (B, Z), for a network with `unet.latent`; some are withheld (E14).
         small: the conditions (B, 3, C, r, r) on the decoder's scale; None: the true planes, reduced.
-        encoder: whose latents they are, for `likeness_loss`; None: without.
 
     Returns:
-        `loss` (scalar, to minimise), `simple` (B,), and of those who were rendered `perceptual` and `likeness`.
+        `loss` (scalar, to minimise), `simple` (B,), and what `looks` adds of those who were rendered.
     """
     config, c = model.config, model.config.upsampler
     small = resize_planes(truth, config.triplane.base_resolution) if small is None else small
@@ -240,20 +172,12 @@ def upsampler_losses(
 
     result = model.diffusion.losses(seen, model.detail.standardise(truth - enlarged), generator)
     result = {name: result[name] for name in ("loss", "simple")}
-    if eyes is None and encoder is None:
+    if looks is None:
         return result
     limit = config.fit.value_range
-    which = torch.randperm(len(people), generator=generator, device=people.device)[: c.rendered]  # of any noise level
+    which = torch.randperm(len(people), generator=generator, device=people.device)[: c.rendered]
     predicted = (enlarged[which] + model.detail.unstandardise(made[-1][which])).clamp(-limit, limit)
-    decoder = model.shared.decoder
-    if eyes is not None:
-        seen_by = views, people[which], eyes, config.render, generator
-        result["perceptual"] = perceptual_patch_loss(predicted, truth[which], decoder, *seen_by)
-        result["loss"] = result["loss"] + c.perceptual_weight * result["perceptual"].mean()
-    if encoder is not None:  # those whose latent is withheld may look like anybody
-        result["likeness"] = keep[which] * likeness_loss(predicted, latents[which], decoder, encoder, config.render)
-        result["loss"] = result["loss"] + c.likeness_weight * result["likeness"].mean()
-    return result
+    return looks.added_to(result, predicted, truth[which], people[which], generator, *(v[which] for v in condition))
 
 
 def spaces(

@@ -15,11 +15,11 @@ from minirodin.avatar import to_rgb
 from minirodin.cameras import capture_cameras, load_capture, orbit_cameras, save_capture
 from minirodin.config import Config, RenderConfig, UpsamplerConfig
 from minirodin.errors import ConfigError, DataError
-from minirodin.patches import Patches, Views, draw_patches, facing, importance
+from minirodin.patches import Patches, Views, draw_patches, facing, importance, photographs
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import perceptual_patch_loss, render_patches
 from minirodin.render import Occupancy, occupancy_from_planes, render_rays, render_views
 from minirodin.shards import FittedPlanes
-from minirodin.upsampler_training import perceptual_patch_loss, photographs, render_patches
 
 CONFIG = UpsamplerConfig(view=24, patch=12)
 RENDER = RenderConfig(grid=16, bins=48, samples=8, view_samples=48)

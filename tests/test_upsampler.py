@@ -31,6 +31,7 @@ from minirodin.latent import ImageTextEncoder
 from minirodin.latents import Latents
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import PictureLosses, likeness_loss
 from minirodin.plane_space import PlaneSpace
 from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
 from minirodin.triplane import resize_planes
@@ -45,7 +46,7 @@ from minirodin.upsampler import (
     told,
     upsample_people,
 )
-from minirodin.upsampler_training import likeness_loss, spaces, train_upsampler, upsampler_losses
+from minirodin.upsampler_training import spaces, train_upsampler, upsampler_losses
 
 TINY = UpsamplerConfig(
     unet=UNetConfig(channels=(8, 16), blocks=1, attention=(), aware_levels=2),
@@ -311,21 +312,22 @@ def test_the_losses_are_nil_for_a_network_that_knows(fitted, truth):
     model = untrained(fitted, augment=AugmentConfig(noise=0.5), rendered=2)
     spoiled, noise = augment(model.low.standardise(resize_planes(truth, 8)), model.config.upsampler.augment, seeded())
     detail = model.detail.standardise(truth - resize_planes(model.low.unstandardise(spoiled), 16))
-    looks = torch.arange(2), Views.around(TINY, 4), PerceptualDistance("efficientnet-lite0")
+    eyes, people = PerceptualDistance("efficientnet-lite0"), torch.arange(2)
+    looks = PictureLosses(model.shared.decoder, model.config.render, Views.around(TINY, 4), eyes, 0.2)
     network = Knows(detail)
-    losses = upsampler_losses(model, network, truth, *looks, seeded())
+    losses = upsampler_losses(model, network, truth, people, looks, seeded())
     ((x, levels),) = network.calls
     torch.testing.assert_close(x[:, :, 4:], resize_planes(spoiled, 16))
     torch.testing.assert_close(levels[:, 1], -2 * noise.log())
     assert all(value.abs().max() < 1e-6 for value in losses.values())
     network.detail = (detail + 20 * randn(*detail.shape)).requires_grad_(True)
-    losses = upsampler_losses(model, network, truth, *looks, seeded())
+    losses = upsampler_losses(model, network, truth, people, looks, seeded())
     simple, perceptual = losses["simple"].detach(), losses["perceptual"].detach()
     assert simple.tolist() == pytest.approx([400] * 2, rel=0.1) and perceptual.shape == (2,) and perceptual.min() > 1e-3
     torch.testing.assert_close(losses["loss"].detach(), simple.mean() + 0.2 * perceptual.mean())
     (gradient,) = torch.autograd.grad(losses["perceptual"].sum(), network.detail)
     assert (gradient.abs().amax((2, 3, 4)) > 1e-7).all()
-    alone = upsampler_losses(model, network, truth, *looks[:2], None, seeded())
+    alone = upsampler_losses(model, network, truth, people, None, seeded())
     assert set(alone) == {"loss", "simple"} and torch.equal(alone["loss"], alone["simple"].mean())
 
 
@@ -773,7 +775,7 @@ class Colours:
         return self
 
     def images(self, pictures):
-        return (torch.nn.functional.adaptive_avg_pool2d(pictures, (2, 1)).flatten(1) - 0.9)
+        return torch.nn.functional.adaptive_avg_pool2d(pictures, (2, 1)).flatten(1) - 0.9
 
 
 def test_likeness_is_nil_for_whom_the_latent_means_and_reaches_all_planes(fitted, truth):
