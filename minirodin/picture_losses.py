@@ -1,6 +1,7 @@
 """What pictures of predicted planes are asked in training: E19, and whether they look like whom a latent means."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from minirodin.cameras import orbit_cameras
 from minirodin.config import RenderConfig
 from minirodin.decoder import TriplaneDecoder
+from minirodin.errors import CheckpointError, ConfigError
 from minirodin.latent import ImageTextEncoder
 from minirodin.patches import Patches, Views
 from minirodin.perceptual import PerceptualDistance
@@ -76,6 +78,20 @@ def likeness_loss(
     occupancy = occupancy_from_planes(planes.detach(), decoder, render.grid)
     seen = encoder.towers.images(render_patches(planes, decoder, whole, occupancy, render))
     return 1 - F.cosine_similarity(seen, latents)
+
+
+def encoder_beside(folder: str | Path | None, wanted: str) -> ImageTextEncoder:
+    """The encoder that lies beside a base model's folder, as in a pipeline.
+
+    Raises:
+        ConfigError: there are no latents that somebody could be like. CheckpointError: none, or not that of `wanted`.
+    """
+    if not (folder and wanted):
+        raise ConfigError("likeness_weight is about latents: give unet.latent, and an upsampler the base model")
+    encoder = ImageTextEncoder.load(Path(folder).parent / "encoder", "cpu")
+    if encoder.fingerprint != wanted:
+        raise CheckpointError(f"{encoder.source} is another encoder than that of the latents beside the planes")
+    return encoder
 
 
 @dataclass

@@ -15,10 +15,9 @@ from minirodin.conditions import Conditions
 from minirodin.config import Config, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, ConfigError, DataError
-from minirodin.latent import ImageTextEncoder
 from minirodin.patches import Views, photographs
 from minirodin.perceptual import PerceptualDistance
-from minirodin.picture_losses import PictureLosses
+from minirodin.picture_losses import PictureLosses, encoder_beside
 from minirodin.plane_space import PEOPLE, PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
@@ -80,11 +79,7 @@ def train_upsampler(
     latents, encoder = load_latents(data, names, known) if known else (None, "")  # (S, K, Z)
     if conditions.latent and conditions.base.encoder != encoder:
         raise CheckpointError(f"{base} belongs to another encoder than the latents in {data}")
-    if c.likeness_weight and not (base and width):
-        raise ConfigError("upsampler.likeness_weight is about latents: give upsampler.unet.latent, and the base model")
-    likeness = ImageTextEncoder.load(Path(base).parent / "encoder", "cpu") if c.likeness_weight else None
-    if likeness and likeness.fingerprint != encoder:
-        raise CheckpointError(f"{likeness.source} is another encoder than that of the latents in {data}")
+    likeness = encoder_beside(base, encoder if width else "") if c.likeness_weight else None
     low, detail = spaces(planes, shared.decoder, config, conditions, latents)
     if not (low.weight.isfinite().all() and detail.weight.isfinite().all()):
         raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
