@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from minirodin.config import TrainConfig
 from minirodin.errors import CheckpointError, ConfigError, MinirodinError
+from minirodin.locks import FolderLock
 from minirodin.plots import save_curves
 from minirodin.progress import progress
 from minirodin.shards import atomic_save, read_tensors
@@ -76,6 +78,10 @@ class Trainer:
         metadata: of the model file; must tell what the run is, since a checkpoint of another run is refused.
         extra: tensors that belong beside the weights.
         preview: (step) → dict of numbers for the log, called with the averaged weights in the network and free to draw.
+
+    Raises:
+        ConfigError: a schedule that cannot run. CheckpointError: `out` holds another run's checkpoint. MinirodinError:
+            another process trains into `out`.
     """
 
     def __init__(
@@ -110,6 +116,12 @@ class Trainer:
         self.optimiser = self.accelerator.prepare(optimiser)
         self.shared = ranks > 1 and graphed
         self.step, self.rows, self.seconds = 0, [], 0.0
+        self.lock = FolderLock(self.out) if self.accelerator.is_main_process else None
+        try:
+            self._resume()  # before the caller writes anything into a folder that may be another run's
+        except BaseException:
+            self._release()
+            raise
 
     @property
     def resume_file(self) -> Path:
@@ -152,10 +164,27 @@ class Trainer:
         """Train to the end, from where an earlier run of the same settings left off; returns the averaged network.
 
         Raises:
-            MinirodinError: the loss or its gradient is not finite; names the last good checkpoint.
-            CheckpointError: `out` holds another run's checkpoint.
+            MinirodinError: the loss or its gradient is not finite; names the last good checkpoint. Or another process
+                of the same training is gone.
         """
-        self._resume()
+        try:
+            self._all_steps(show_progress)
+        except RuntimeError as error:
+            if self.accelerator.num_processes > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
+                why = " ".join(str(error).split())[:160]
+                line = f"another process of this training has ended, near step {self.step} ({why})"
+                raise MinirodinError(f"{line}: start the same command again, it goes on from there") from None
+            raise
+        finally:
+            self._release()
+        self.ema._swap()
+        return self.network.eval()
+
+    def _release(self) -> None:
+        if self.lock:
+            self.lock.release()
+
+    def _all_steps(self, show_progress: bool) -> None:
         c, main = self.config, self.accelerator.is_main_process
         bar = progress(total=c.steps, desc="training", unit="step", enabled=show_progress and main)
         with self._replayed(), bar:
@@ -192,8 +221,6 @@ class Trainer:
                     if keep:
                         self.save(done)
                 self.accelerator.wait_for_everyone()
-        self.ema._swap()
-        return self.network.eval()
 
     @contextmanager
     def _replayed(self):
@@ -252,7 +279,6 @@ class Trainer:
             self.resume_file.unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
         if self.resume_file.exists():
             tensors, metadata = self._read(self.resume_file, "training in progress")
         elif self.model_file.exists():
