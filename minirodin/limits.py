@@ -1,5 +1,7 @@
-"""How large the numbers in a file's settings may be: a network is built before its weights are compared with the file's,
-and a stranger's file may ask for one that no machine holds."""
+"""How large the numbers in a file's settings may be.
+
+A network is built before its weights are compared with the file's: a stranger might ask for one that no machine holds.
+"""
 
 import dataclasses
 import math

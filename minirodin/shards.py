@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -267,13 +268,39 @@ class FittedPlanes:
         _check_hashes({name: planes}, metadata, path)
         return checked_planes(planes, config_from(metadata, path), path)
 
+    def shard_of(self, first: str) -> Path:
+        """Where subjects are written of whom this is the first."""
+        return self.folder / f"planes-{first}.safetensors"
+
+    @property
+    def skipped(self) -> dict[str, dict]:
+        """Subjects that could not be fitted, and what `skip` was told of them."""
+        found = {}
+        for path in sorted(self.folder.glob("skipped-*.json")):
+            try:
+                found[path.stem.removeprefix("skipped-")] = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise CheckpointError(f"{path} is damaged ({error}): delete it") from None
+        return found
+
+    def skip(self, name: str, why: str, of: str) -> None:
+        """Note that a subject could not be fitted, because of its `capture` or of its `planes`."""
+        scratch = self.folder / f".skipped-{name}.tmp"
+        scratch.write_text(json.dumps({"why": why, "of": of}), encoding="utf-8")
+        os.replace(scratch, self.folder / f"skipped-{name}.json")
+
+    def forget_skipped(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.folder / f"skipped-{name}.json").unlink(missing_ok=True)
+
     def write_shard(self, planes: dict[str, Tensor], shared: SharedDecoder) -> Path:
         """Add subjects as one shard, named after its first subject so that ranks never collide."""
-        path = self.folder / f"planes-{next(iter(planes))}.safetensors"
+        path = self.shard_of(next(iter(planes)))
         config = json.dumps(shared.config.to_dict())
         metadata = {"kind": "planes", "config": config, "decoder": fingerprint(shared.decoder)}
         atomic_save({name: p.half() for name, p in planes.items()}, path, metadata)
         self._shard_of |= dict.fromkeys(planes, path)
+        self.forget_skipped(planes)
         return path
 
 
