@@ -1,5 +1,9 @@
-"""One run at a time: a lock on a folder that the system takes back however its owner ends, also by kill -9."""
+"""Processes beside and after each other: a lock on a folder, and the names under which files are begun.
 
+The lock is one that the system takes back however its owner ends, also by kill -9.
+"""
+
+import glob
 import os
 import socket
 import time
@@ -11,6 +15,28 @@ try:
     import fcntl
 except ImportError:  # no such locks on this system: go on without
     fcntl = None
+
+
+def scratch_of(path: Path) -> Path:
+    """Where this process writes before it renames to `path`; what killed ones of this machine left there is removed."""
+    mark = f".{path.name}.{socket.gethostname()}."
+    for other in path.parent.glob(f"{glob.escape(mark)}*.tmp"):
+        number = other.name.removeprefix(mark).removesuffix(".tmp")
+        if number.isdigit() and not _alive(int(number)):
+            other.unlink(missing_ok=True)
+    return path.with_name(f"{mark}{os.getpid()}.tmp")
+
+
+def _alive(process: int) -> bool:
+    if not fcntl:  # where these locks are missing the question is a blow
+        return True
+    try:
+        os.kill(process, 0)
+        return True
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
 
 
 class FolderLock:

@@ -15,6 +15,7 @@ from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError
 from minirodin.limits import checked
+from minirodin.locks import scratch_of
 
 SCALE = ".scale"  # ends the name of the scales of an 8-bit tensor
 HASHES = "sha256"  # the metadata's entry with a hash of each tensor; files of older versions have none
@@ -25,7 +26,7 @@ def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     """Write safetensors to a temporary name, then rename: `path` is the old file or the new one, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = scratch_of(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     metadata = {**(metadata or {})}
     metadata[HASHES] = json.dumps(_hashes(tensors, metadata))
@@ -135,7 +136,7 @@ def config_from(metadata: dict[str, str], path: Path) -> Config:
     try:
         return checked(Config.from_dict(json.loads(metadata["config"])))
     except (KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise CheckpointError(f"{path} carries no usable configuration ({error})") from None
+        raise CheckpointError(f"{path} carries no usable configuration ({str(error)[:300]})") from None
 
 
 def build_decoder(config: Config, weights: dict[str, Tensor], path: Path) -> TriplaneDecoder:

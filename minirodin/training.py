@@ -97,7 +97,9 @@ class Trainer:
     ):
         self.config, self.out, self.metadata, self.extra = config, Path(out), metadata, extra or {}
         self.losses, self.batches, self.preview = losses, batches, preview
-        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.step, self.rows, self.seconds = 0, [], 0.0
+        with self._others_alive():
+            self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
         self.device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.steps < 1 or config.batch < 1 or config.batch % (ranks * config.accumulate):
             parts = f"{ranks} processes × {config.accumulate} parts"
@@ -112,10 +114,10 @@ class Trainer:
             fused=self.device.type == "cuda",
         )  # fmt: skip
         graphed = config.graph and self.device.type == "cuda"  # hooks of DistributedDataParallel cannot be recorded
-        self.wrapped = self.accelerator.prepare_model(self.network, evaluation_mode=graphed)
+        with self._others_alive():
+            self.wrapped = self.accelerator.prepare_model(self.network, evaluation_mode=graphed)
         self.optimiser = self.accelerator.prepare(optimiser)
         self.shared = ranks > 1 and graphed
-        self.step, self.rows, self.seconds = 0, [], 0.0
         self.lock = FolderLock(self.out) if self.accelerator.is_main_process else None
         try:
             self._resume()  # before the caller writes anything into a folder that may be another run's
@@ -168,17 +170,24 @@ class Trainer:
                 of the same training is gone.
         """
         try:
-            self._all_steps(show_progress)
-        except RuntimeError as error:
-            if self.accelerator.num_processes > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
-                why = " ".join(str(error).split())[:160]
-                line = f"another process of this training has ended, near step {self.step} ({why})"
-                raise MinirodinError(f"{line}: start the same command again, it goes on from there") from None
-            raise
+            with self._others_alive():
+                self._all_steps(show_progress)
         finally:
             self._release()
         self.ema._swap()
         return self.network.eval()
+
+    @contextmanager
+    def _others_alive(self):
+        """Within it one line tells of it where another process of the same training is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, DistError) and "gloo" not in str(error):
+                raise
+            why = " ".join(str(error).split()).partition("] ")[2] or str(error)  # without where in gloo's source
+            line = f"another process of this training has ended, near step {self.step} ({why.split('. ')[0][:160]})"
+            raise MinirodinError(f"{line}: start the same command again, it goes on from there") from None
 
     def _release(self) -> None:
         if self.lock:
@@ -302,9 +311,9 @@ class Trainer:
                     on = self.device if self.device.type == "cuda" else "cpu"
                     self.optimiser.state[p] = {"step": state["step"].to(on), **moments}
             self.step, self.rows = int(metadata["step"]), json.loads(metadata["rows"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.seconds = float(self.rows[-1]["seconds"])
+        except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.resume_file} does not fit this network ({error}): delete it") from None
-        self.seconds = self.rows[-1]["seconds"]
 
     def _read(self, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = read_tensors(path, kind)

@@ -79,9 +79,8 @@ def make_person(seed: int, views: int, size: int, detail: int, folder: Path, por
     """Build and render one subject and write its capture folder."""
     try:
         with FolderLock(folder.parent, folder.name):  # others may make other people there
-            capture = render_person(
-                sample_attributes(seed), _cameras(views, size, seed, portraits), folder.name, detail
-            )
+            cameras = _cameras(views, size, seed, portraits)
+            capture = render_person(sample_attributes(seed), cameras, folder.name, detail)
             for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed while it wrote
                 shutil.rmtree(leftover, ignore_errors=True)
             return save_capture(capture, folder)
