@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from minirodin.render import Occupancy, occupancy_from_planes
 from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save, fingerprint, read_tensors
 from minirodin.triplane import plane_statistics, resize_planes
 
-PATIENCE = 10.0  # seconds that a fit waits for another one that begins in the same folder
+PATIENCE = 30.0  # seconds that a fit waits for others that begin in the same folder
 
 
 @dataclass
@@ -257,7 +258,9 @@ def fit_subjects(
     if len(by_name) < len(captures):
         raise DataError("two captures have the same name: subjects are told apart by their folder's name")
     names = list(by_name)
-    with FolderLock(out, "decoder", PATIENCE):  # as long as a decoder is learned, else for a moment
+    # Until there is a decoder only one process looks for it: for a moment, or as long as one is learned.
+    begun = (out / "decoder.safetensors").is_file()
+    with nullcontext() if begun else FolderLock(out, "decoder", PATIENCE):
         done = FittedPlanes(out)
         if decoder is None and done.has_decoder:
             decoder = done.decoder
@@ -311,7 +314,8 @@ def _fit_group(
     """
     failed = None
     while names:
-        resume, fitter = done.folder / f".resume-{names[0]}.safetensors", None
+        # Without those who are left out the group is another, and so is its file.
+        resume, fitter = done.folder / f".resume-{names[0]}-{len(names)}.safetensors", None
         try:
             fitter = _make_fitter(names, captures, config, device, shared)
             fitter.run(resume, show)
@@ -323,7 +327,8 @@ def _fit_group(
             if not bad or len(captures) == 1:
                 raise
             failed = error
-            resume.unlink(missing_ok=True)  # first: it is of them all
+            if fitter:
+                resume.unlink(missing_ok=True)
             for name, why in bad.items():
                 done.skip(name, why, of="planes" if fitter else "capture")
                 print(f"{name} cannot be fitted and is skipped: {why}", file=sys.stderr)

@@ -17,11 +17,15 @@ LIMITS = {
     **{"grid": (1, 512), "bins": (1, 4096), "samples": (1, 4096), "view_samples": (1, 4096), "latent": (0, 8192)},
     **{"feature_frequencies": (0, 32), "direction_frequencies": (0, 32), "dropout": (0, 1), "steps": (1, 10**9)},
 }
-WEIGHTS = 2**24  # of a network: blocks · widths², which is 3 · 2^20 in `full`
+WEIGHTS = 2**25  # blocks · widths², less than a network's weights; in `full` 4 · 2^20
 
 
-def checked(config: Config) -> Config:
-    """The config itself; raises `ConfigError` where a number is none, or is beyond all measure."""
+def checked(config: Config, size: int = 0) -> Config:
+    """The config itself, of a file of `size` bytes, which may hold a network of as many weights.
+
+    Raises:
+        ConfigError: a number is none, or is beyond all measure.
+    """
     _check(config, "")
     c = config
     stacks = {
@@ -36,7 +40,7 @@ def checked(config: Config) -> Config:
         "decoder": (1, (c.decoder.hidden, c.triplane.channels * (1 + 2 * c.decoder.feature_frequencies))),
     }
     for name, (blocks, widths) in stacks.items():
-        if (blocks + 1) * sum(width * width for width in widths) > WEIGHTS:
+        if (blocks + 1) * sum(width * width for width in widths) > max(WEIGHTS, size):
             raise ConfigError(f"{name} is a network of {blocks} × {widths}: larger than any that is known")
     return config
 

@@ -3,6 +3,7 @@
 The lock is one that the system takes back however its owner ends, also by kill -9.
 """
 
+import errno
 import glob
 import os
 import socket
@@ -62,7 +63,12 @@ class FolderLock:
             self.file = self._taken(give_up=time.monotonic() >= until)
 
     def _taken(self, give_up: bool):
-        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (kept open: closing it gives the lock back)
+        try:
+            file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (kept open: closing it gives the lock back)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return open(os.devnull)  # who may not write here does no harm, and may find that all is done
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,7 +96,7 @@ class FolderLock:
         return None
 
     def release(self) -> None:
-        if self.file and not self.file.closed:
+        if self.file and not self.file.closed and self.file.name != os.devnull:
             self.path.unlink(missing_ok=True)  # while it is still held, so that nobody else can have it under this name
             self.file.close()
 

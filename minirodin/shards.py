@@ -134,8 +134,8 @@ def _spread(scale: Tensor, value: Tensor) -> Tensor:
 def config_from(metadata: dict[str, str], path: Path) -> Config:
     """The settings that a file carries, which are not beyond all measure; else `CheckpointError`."""
     try:
-        return checked(Config.from_dict(json.loads(metadata["config"])))
-    except (KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        return checked(Config.from_dict(json.loads(metadata["config"])), path.stat().st_size)
+    except (KeyError, ValueError, TypeError, RecursionError, OverflowError, OSError) as error:
         raise CheckpointError(f"{path} carries no usable configuration ({str(error)[:300]})") from None
 
 
