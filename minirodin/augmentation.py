@@ -17,6 +17,7 @@ from minirodin.config import AugmentConfig, Config
 from minirodin.errors import CheckpointError, DataError
 from minirodin.evaluation import AZIMUTHS, PICTURE, _views, provenance, write_json
 from minirodin.generation_metrics import frechet_distance
+from minirodin.limits import checked
 from minirodin.perceptual import feature_network
 from minirodin.plane_space import PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
@@ -111,6 +112,7 @@ def read_augmentation(path: str | Path) -> AugmentConfig:
     """The magnitudes that `tune_augmentation` wrote; raises `CheckpointError` for another file."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))["augment"]
-        return Config.from_dict({"upsampler": {"augment": found}}).upsampler.augment
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not what `minirodin tune` writes ({error}): make it again") from None
+        return checked(Config.from_dict({"upsampler": {"augment": found}})).upsampler.augment
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        what = f"is not what `minirodin tune` writes ({str(error)[:200]})"
+        raise CheckpointError(f"{path} {what}: make it again") from None

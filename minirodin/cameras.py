@@ -298,7 +298,7 @@ def _read_image(folder: Path, frame: dict, i: int) -> tuple[np.ndarray, bool]:
         raise
     except Image.DecompressionBombError:
         raise DataError(f"{path} is too large an image; at most {MAX_PIXELS // 10**6} M pixels: scale it") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise DataError(f"{path} is not a readable image: {error}") from None
 
 

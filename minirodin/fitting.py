@@ -6,7 +6,9 @@ step, so that the decoder never forgets the first ones. Stage two freezes it and
 
 import json
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +19,15 @@ from minirodin.cameras import Capture, find_captures, load_capture
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, ConfigError, DataError, MinirodinError
+from minirodin.locks import FolderLock
 from minirodin.objective import PlaneGroup, fitting_loss
 from minirodin.observations import Observations
 from minirodin.progress import progress
 from minirodin.render import Occupancy, occupancy_from_planes
 from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save, fingerprint, read_tensors
 from minirodin.triplane import plane_statistics, resize_planes
+
+PATIENCE = 30.0  # seconds that a fit waits for others that begin in the same folder
 
 
 @dataclass
@@ -193,7 +198,10 @@ class Fitter:
             if metadata.get("run") != run:
                 what = "was left by other subjects or settings"
                 raise CheckpointError(f"{checkpoint} {what}: delete it or choose another folder")
-            self.load_state(state)
+            try:
+                self.load_state(state)
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise CheckpointError(f"{checkpoint} does not fit these subjects ({error}): delete it") from None
         with progress(total=self.total_steps, desc="fitting", unit="step", enabled=show) as bar:
             bar.update(self.step)
             while self.step < self.total_steps:
@@ -223,7 +231,10 @@ def fit_subjects(
 
     Without a decoder this is stage one: the decoder is learned jointly with the planes of all subjects and written
     beside them. With one it is stage two: the decoder is frozen and groups of `config.fit.group` subjects are fitted,
-    those of this rank only. Subjects that are already in `out` are skipped, and a run that was killed goes on.
+    those of this rank only. Subjects that are already in `out` are left out, and a run that was killed goes on.
+
+    A subject that stage two cannot fit is reported and skipped: `skipped-NAME.json` says why. The same call tries those
+    again whose captures could not be used. Several processes may fit into one folder, but not the same subjects.
 
     Args:
         data: a capture folder, a folder of captures, or captures.
@@ -237,7 +248,8 @@ def fit_subjects(
         The fitted subjects in `out`.
 
     Raises:
-        DataError, CheckpointError: one line that names the file at fault.
+        DataError, CheckpointError: one line that names the file at fault. MinirodinError: nobody could be fitted, or
+            another process fits these subjects.
     """
     out = Path(out)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -246,41 +258,100 @@ def fit_subjects(
     if len(by_name) < len(captures):
         raise DataError("two captures have the same name: subjects are told apart by their folder's name")
     names = list(by_name)
-    out.mkdir(parents=True, exist_ok=True)
-    done = FittedPlanes(out)
-    if decoder is None and done.has_decoder:
-        decoder = done.decoder
-    shared = SharedDecoder.load(decoder) if isinstance(decoder, (str, Path)) else decoder
-
-    if shared is None:
-        if world_size > 1:
-            raise ConfigError("the shared decoder is learned in one process: fit with --decoder on several")
-        resume = out / ".resume-shared.safetensors"
-        fitter = _make_fitter(names, by_name, config, device, None)
-        fitter.run(resume, show_progress)
-        planes = fitter.planes()
-        base = torch.stack([resize_planes(p, config.triplane.base_resolution) for p in planes.values()]).cpu()
-        shared = SharedDecoder(fitter.decoder.cpu(), config, base.mean(0), *plane_statistics(base))
-        for group in fitter.groups:
-            done.write_shard({name: planes[name] for name in group.names}, shared)
-        shared.save(out / "decoder.safetensors")
-        resume.unlink(missing_ok=True)
-        return done
-
-    _check_same_domain(shared, config, done)
-    if not done.has_decoder:
-        shared.save(out / "decoder.safetensors")
+    # Until there is a decoder only one process looks for it: for a moment, or as long as one is learned.
+    begun = (out / "decoder.safetensors").is_file()
+    with nullcontext() if begun else FolderLock(out, "decoder", PATIENCE):
+        done = FittedPlanes(out)
+        if decoder is None and done.has_decoder:
+            decoder = done.decoder
+        shared = SharedDecoder.load(decoder) if isinstance(decoder, (str, Path)) else decoder
+        if shared is None:
+            if world_size > 1:
+                raise ConfigError("the shared decoder is learned in one process: fit with --decoder on several")
+            return _learn_decoder(names, by_name, config, done, device, show_progress)
+        _check_same_domain(shared, config, done)
+        if not done.has_decoder:
+            shared.save(out / "decoder.safetensors")
     # The partition depends on the data alone, so that ranks and restarts agree on it.
     groups = [names[i : i + config.fit.group] for i in range(0, len(names), config.fit.group)]
+    failed, known = None, [name for name, fault in done.skipped.items() if fault.get("of") == "planes"]
     for group in groups[rank::world_size]:
-        todo = [name for name in group if name not in done]
-        if todo:
-            resume = out / f".resume-{todo[0]}.safetensors"
-            fitter = _make_fitter(todo, by_name, config, device, shared)
-            fitter.run(resume, show_progress)
+        todo = [name for name in group if name not in done and name not in known]
+        if todo and not (shard := done.shard_of(todo[0])).exists():
+            with FolderLock(out, shard.stem):
+                failed = _fit_group(todo, by_name, config, done, device, shared, show_progress) or failed
+    done = FittedPlanes(out)
+    if failed and not any(name in done for name in names):
+        done.forget_skipped(names)
+        raise failed
+    return done
+
+
+def _learn_decoder(
+    names: list[str], captures: dict, config: Config, done: FittedPlanes, device: torch.device, show_progress: bool
+) -> FittedPlanes:
+    """Stage one, into an empty folder."""
+    resume = done.folder / ".resume-shared.safetensors"
+    fitter = _make_fitter(names, captures, config, device, None)
+    fitter.run(resume, show_progress)
+    planes = fitter.planes()
+    base = torch.stack([resize_planes(p, config.triplane.base_resolution) for p in planes.values()]).cpu()
+    shared = SharedDecoder(fitter.decoder.cpu(), config, base.mean(0), *plane_statistics(base))
+    for group in fitter.groups:
+        done.write_shard({name: planes[name] for name in group.names}, shared)
+    shared.save(done.folder / "decoder.safetensors")
+    resume.unlink(missing_ok=True)
+    return done
+
+
+def _fit_group(
+    names: list[str], captures: dict, config: Config, done: FittedPlanes, device, shared: SharedDecoder, show: bool
+) -> MinirodinError | None:
+    """One group of stage two. Who cannot be fitted is reported and left out, and the others begin anew.
+
+    Returns:
+        What was wrong with somebody, if anything.
+    """
+    failed = None
+    while names:
+        # Without those who are left out the group is another, and so is its file.
+        resume, fitter = done.folder / f".resume-{names[0]}-{len(names)}.safetensors", None
+        try:
+            fitter = _make_fitter(names, captures, config, device, shared)
+            fitter.run(resume, show)
             done.write_shard(fitter.planes(), shared)
             resume.unlink(missing_ok=True)
-    return FittedPlanes(out)
+            break
+        except MinirodinError as error:
+            bad = _without_planes(fitter, error) if fitter else _without_views(names, captures, config)
+            if not bad or len(captures) == 1:
+                raise
+            failed = error
+            if fitter:
+                resume.unlink(missing_ok=True)
+            for name, why in bad.items():
+                done.skip(name, why, of="planes" if fitter else "capture")
+                print(f"{name} cannot be fitted and is skipped: {why}", file=sys.stderr)
+            names = [name for name in names if name not in bad]
+    return failed
+
+
+def _without_planes(fitter: Fitter, error: MinirodinError) -> dict[str, str]:
+    """Whose planes have become NaN, which in a group is nobody else's fault, and what the error was."""
+    return {name: str(error) for name, planes in fitter.planes().items() if not planes.isfinite().all()}
+
+
+def _without_views(names: list[str], captures: dict, config: Config) -> dict[str, str]:
+    """Whose captures cannot be read, or show nothing, and why."""
+    bad = {}
+    for name in names:
+        try:
+            given = captures[name]
+            seen = given if isinstance(given, Capture) else load_capture(given)
+            Observations([seen], config.render.grid, "cpu")
+        except DataError as error:
+            bad[name] = str(error)
+    return bad
 
 
 def _check_same_domain(shared: SharedDecoder, config: Config, done: FittedPlanes) -> None:

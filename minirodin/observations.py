@@ -72,7 +72,7 @@ class Observations:
             y = intrinsics[3] - intrinsics[1] * local[:, 1] / depth
             # Half a cell's diagonal in pixels at the middle of the box, and one pixel for the mask's own edge.
             distance = matrix[:3, 3].norm().clamp(min=0.5)
-            radius = int(1.8 / grid * float(intrinsics[0] / distance)) + 1
+            radius = 1 + int(min(1.8 / grid * float(intrinsics[0] / distance), max(self.height, self.width)))
             wide[v] = F.max_pool2d(mask[v][None].float(), 2 * radius + 1, 1, radius)[0] > 0
             inside = (depth > 0) & (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
             column, row = x.long().clamp(0, self.width - 1), y.long().clamp(0, self.height - 1)

@@ -222,7 +222,7 @@ def open_picture(source, smallest: int = 1, enough: int = 0) -> Image.Image:
         raise DataError(f"{name} is too large a picture; at most {MAX_PIXELS // 10**6} M pixels: scale it") from None
     except FileNotFoundError:
         raise DataError(f"{name} does not exist: give a picture file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, AttributeError) as error:
         raise DataError(f"{name} is not a readable picture: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from minirodin.judgement import judge_edits, judge_portraits, judge_texts
 from minirodin.latent import ImageTextEncoder
 from minirodin.latent_diffusion import LatentModel, train_latent
 from minirodin.latents import encode_people
+from minirodin.locks import FolderLock
 from minirodin.pipeline import RodinPipeline
 from minirodin.plots import contact_sheet
 from minirodin.portraits import Portraits, plain
@@ -98,9 +100,10 @@ def planes(run: Run) -> dict:  # E5, stage two: each process its share of the gr
         for part in PEOPLE_SEEDS:
             folders, out = run.people(who, part), run.planes(kind, part)
             fit_subjects(folders, config, out, shared, run.device, run.rank, run.ranks, run.main)
-            counts[f"{kind}, {part}"] = wanted = len(folders)
             if run.main:
-                wait_for(lambda out=out, wanted=wanted: len(FittedPlanes(out)) == wanted)
+                while len(fitted := FittedPlanes(out)) + len(fitted.skipped) < len(folders):
+                    time.sleep(0.2)  # for other processes
+                counts[f"{kind}, {part}"] = len(fitted)
     return counts
 
 
@@ -238,27 +241,28 @@ def reproduce(config: Config, plan: Plan, out: str | Path, say: Callable[[str], 
         `out/report.html`.
 
     Raises:
-        CheckpointError: `out` was begun with other settings, or holds other files; nothing is touched. And what a stage
-            raises.
+        CheckpointError: `out` was begun with other settings, or holds other files; nothing is touched. MinirodinError:
+            another process is at it. And what a stage raises.
     """
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     run = Run(Path(out), config, plan, rank, ranks, device)
     begin(run)
-    for stage in STAGES:
-        record = run.record(stage)
+    with FolderLock(run.out) if run.main else nullcontext():
+        for stage in STAGES:
+            record = run.record(stage)
+            if run.main:
+                say(f"{stage.__name__}: done before" if record.is_file() else f"{stage.__name__} …")
+            if record.is_file():
+                continue
+            started = time.perf_counter()
+            values = stage(run) if run.main or stage in TOGETHER else {}
+            if run.main:
+                write_json({**provenance(), **values, "seconds": round(time.perf_counter() - started, 1)}, record)
+            wait_for(record.is_file)
         if run.main:
-            say(f"{stage.__name__}: done before" if record.is_file() else f"{stage.__name__} …")
-        if record.is_file():
-            continue
-        started = time.perf_counter()
-        values = stage(run) if run.main or stage in TOGETHER else {}
-        if run.main:
-            write_json({**provenance(), **values, "seconds": round(time.perf_counter() - started, 1)}, record)
-        wait_for(record.is_file)
-    if run.main:
-        results = {stage.__name__: json.loads(run.record(stage).read_text(encoding="utf-8")) for stage in STAGES}
-        write_report(run.out, config, plan, results)
+            results = {stage.__name__: json.loads(run.record(stage).read_text(encoding="utf-8")) for stage in STAGES}
+            write_report(run.out, config, plan, results)
     return run.out / "report.html"
 
 

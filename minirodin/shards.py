@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,19 +13,26 @@ from torch import Tensor, nn
 
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
-from minirodin.errors import CheckpointError, ConfigError
+from minirodin.errors import CheckpointError
+from minirodin.limits import checked
+from minirodin.locks import scratch_of
 
 SCALE = ".scale"  # ends the name of the scales of an 8-bit tensor
+HASHES = "sha256"  # the metadata's entry with a hash of each tensor; files of older versions have none
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError)  # what a spoilt file raises
 
 
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write safetensors to a temporary name, then rename: `path` is the old file or the new one, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = scratch_of(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    metadata = {**(metadata or {})}
+    metadata[HASHES] = json.dumps(_hashes(tensors, metadata))
     try:
         with open(scratch, "wb") as file:
-            file.write(to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
+            file.write(to_bytes(tensors, metadata))
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -36,7 +44,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     """All tensors and the metadata of a file that `atomic_save` wrote with `metadata["kind"] == kind`.
 
     Raises:
-        CheckpointError: the file is missing, cut short, not safetensors, or of another kind.
+        CheckpointError: the file is missing, cut short, not safetensors, of another kind, or not as it was written.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,11 +53,41 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} is cut short or not a {kind} file ({error}): make it again") from None
     if metadata.get("kind") != kind:
         raise CheckpointError(f"{path} holds {metadata.get('kind', 'something else')!r}, expected a {kind} file")
-    return _restored(tensors), metadata
+    _check_hashes(tensors, metadata, path)
+    metadata.pop(HASHES, None)
+    try:
+        return _restored(tensors), metadata
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path} has scales that do not fit ({error}): make it again") from None
+
+
+def _hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """Half a SHA-256 of each tensor with its name, type, shape and all metadata: whichever bit flips, one differs."""
+    common, hashes = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()), {}
+    for name, value in tensors.items():
+        digest = common.copy()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        hashes[name] = digest.hexdigest()[:32]
+    return hashes
+
+
+def _check_hashes(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Raise `CheckpointError` unless these tensors of a file, and its metadata, are as they were written."""
+    if HASHES not in metadata:
+        return
+    try:
+        wanted = dict(json.loads(metadata[HASHES]))
+    except (ValueError, TypeError, RecursionError):
+        wanted = {}
+    found = _hashes(tensors, {key: value for key, value in metadata.items() if key != HASHES})
+    if wrong := [name for name in found if found[name] != wanted.get(name)]:
+        what = f"{wrong[0]} is not as it was written, its SHA-256 differs"
+        raise CheckpointError(f"{path} is damaged ({what}): delete it and make it again")
 
 
 def quantised(tensors: dict[str, Tensor], lead: int = 1) -> dict[str, Tensor]:
@@ -94,10 +132,11 @@ def _spread(scale: Tensor, value: Tensor) -> Tensor:
 
 
 def config_from(metadata: dict[str, str], path: Path) -> Config:
+    """The settings that a file carries, which are not beyond all measure; else `CheckpointError`."""
     try:
-        return Config.from_dict(json.loads(metadata["config"]))
-    except (KeyError, json.JSONDecodeError, ConfigError, TypeError) as error:
-        raise CheckpointError(f"{path} carries no usable configuration ({error})") from None
+        return checked(Config.from_dict(json.loads(metadata["config"])), path.stat().st_size)
+    except (KeyError, ValueError, TypeError, RecursionError, OverflowError, OSError) as error:
+        raise CheckpointError(f"{path} carries no usable configuration ({str(error)[:300]})") from None
 
 
 def build_decoder(config: Config, weights: dict[str, Tensor], path: Path) -> TriplaneDecoder:
@@ -195,7 +234,7 @@ class FittedPlanes:
                 with safe_open(path, "pt") as file:
                     self._shard_of |= dict.fromkeys(file.keys(), path)
                     self.decoders.add((file.metadata() or {}).get("decoder", ""))
-            except (SafetensorError, OSError) as error:
+            except UNREADABLE as error:
                 raise CheckpointError(f"{path} is cut short or damaged ({error}): delete it and fit again") from None
 
     @property
@@ -222,16 +261,47 @@ class FittedPlanes:
             some = ", ".join(self.names[:5]) or "none"
             raise CheckpointError(f"{self.folder} holds no subject {name!r}; it has {some} …")
         path = self._shard_of[name]
-        with safe_open(path, "pt") as file:
-            return checked_planes(file.get_tensor(name), config_from(file.metadata() or {}, path), path)
+        try:
+            with safe_open(path, "pt") as file:
+                planes, metadata = file.get_tensor(name), file.metadata() or {}
+        except UNREADABLE as error:
+            raise CheckpointError(f"{path} is cut short or damaged ({error}): delete it and fit again") from None
+        _check_hashes({name: planes}, metadata, path)
+        return checked_planes(planes, config_from(metadata, path), path)
+
+    def shard_of(self, first: str) -> Path:
+        """Where subjects are written of whom this is the first."""
+        return self.folder / f"planes-{first}.safetensors"
+
+    @property
+    def skipped(self) -> dict[str, dict]:
+        """Subjects that could not be fitted, and what `skip` was told of them."""
+        found = {}
+        for path in sorted(self.folder.glob("skipped-*.json")):
+            try:
+                found[path.stem.removeprefix("skipped-")] = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise CheckpointError(f"{path} is damaged ({error}): delete it") from None
+        return found
+
+    def skip(self, name: str, why: str, of: str) -> None:
+        """Note that a subject could not be fitted, because of its `capture` or of its `planes`."""
+        scratch = self.folder / f".skipped-{name}.tmp"
+        scratch.write_text(json.dumps({"why": why, "of": of}), encoding="utf-8")
+        os.replace(scratch, self.folder / f"skipped-{name}.json")
+
+    def forget_skipped(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.folder / f"skipped-{name}.json").unlink(missing_ok=True)
 
     def write_shard(self, planes: dict[str, Tensor], shared: SharedDecoder) -> Path:
         """Add subjects as one shard, named after its first subject so that ranks never collide."""
-        path = self.folder / f"planes-{next(iter(planes))}.safetensors"
+        path = self.shard_of(next(iter(planes)))
         config = json.dumps(shared.config.to_dict())
         metadata = {"kind": "planes", "config": config, "decoder": fingerprint(shared.decoder)}
         atomic_save({name: p.half() for name, p in planes.items()}, path, metadata)
         self._shard_of |= dict.fromkeys(planes, path)
+        self.forget_skipped(planes)
         return path
 
 

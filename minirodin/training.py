@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from minirodin.config import TrainConfig
 from minirodin.errors import CheckpointError, ConfigError, MinirodinError
+from minirodin.locks import FolderLock
 from minirodin.plots import save_curves
 from minirodin.progress import progress
 from minirodin.shards import atomic_save, read_tensors
@@ -76,6 +78,10 @@ class Trainer:
         metadata: of the model file; must tell what the run is, since a checkpoint of another run is refused.
         extra: tensors that belong beside the weights.
         preview: (step) → dict of numbers for the log, called with the averaged weights in the network and free to draw.
+
+    Raises:
+        ConfigError: a schedule that cannot run. CheckpointError: `out` holds another run's checkpoint. MinirodinError:
+            another process trains into `out`.
     """
 
     def __init__(
@@ -91,7 +97,9 @@ class Trainer:
     ):
         self.config, self.out, self.metadata, self.extra = config, Path(out), metadata, extra or {}
         self.losses, self.batches, self.preview = losses, batches, preview
-        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.step, self.rows, self.seconds = 0, [], 0.0
+        with self._others_alive():
+            self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
         self.device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.steps < 1 or config.batch < 1 or config.batch % (ranks * config.accumulate):
             parts = f"{ranks} processes × {config.accumulate} parts"
@@ -106,10 +114,16 @@ class Trainer:
             fused=self.device.type == "cuda",
         )  # fmt: skip
         graphed = config.graph and self.device.type == "cuda"  # hooks of DistributedDataParallel cannot be recorded
-        self.wrapped = self.accelerator.prepare_model(self.network, evaluation_mode=graphed)
+        with self._others_alive():
+            self.wrapped = self.accelerator.prepare_model(self.network, evaluation_mode=graphed)
         self.optimiser = self.accelerator.prepare(optimiser)
         self.shared = ranks > 1 and graphed
-        self.step, self.rows, self.seconds = 0, [], 0.0
+        self.lock = FolderLock(self.out) if self.accelerator.is_main_process else None
+        try:
+            self._resume()  # before the caller writes anything into a folder that may be another run's
+        except BaseException:
+            self._release()
+            raise
 
     @property
     def resume_file(self) -> Path:
@@ -152,10 +166,34 @@ class Trainer:
         """Train to the end, from where an earlier run of the same settings left off; returns the averaged network.
 
         Raises:
-            MinirodinError: the loss or its gradient is not finite; names the last good checkpoint.
-            CheckpointError: `out` holds another run's checkpoint.
+            MinirodinError: the loss or its gradient is not finite; names the last good checkpoint. Or another process
+                of the same training is gone.
         """
-        self._resume()
+        try:
+            with self._others_alive():
+                self._all_steps(show_progress)
+        finally:
+            self._release()
+        self.ema._swap()
+        return self.network.eval()
+
+    @contextmanager
+    def _others_alive(self):
+        """Within it one line tells of it where another process of the same training is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, DistError) and "gloo" not in str(error):
+                raise
+            why = " ".join(str(error).split()).partition("] ")[2] or str(error)  # without where in gloo's source
+            line = f"another process of this training has ended, near step {self.step} ({why.split('. ')[0][:160]})"
+            raise MinirodinError(f"{line}: start the same command again, it goes on from there") from None
+
+    def _release(self) -> None:
+        if self.lock:
+            self.lock.release()
+
+    def _all_steps(self, show_progress: bool) -> None:
         c, main = self.config, self.accelerator.is_main_process
         bar = progress(total=c.steps, desc="training", unit="step", enabled=show_progress and main)
         with self._replayed(), bar:
@@ -192,8 +230,6 @@ class Trainer:
                     if keep:
                         self.save(done)
                 self.accelerator.wait_for_everyone()
-        self.ema._swap()
-        return self.network.eval()
 
     @contextmanager
     def _replayed(self):
@@ -252,7 +288,6 @@ class Trainer:
             self.resume_file.unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
         if self.resume_file.exists():
             tensors, metadata = self._read(self.resume_file, "training in progress")
         elif self.model_file.exists():
@@ -276,9 +311,9 @@ class Trainer:
                     on = self.device if self.device.type == "cuda" else "cpu"
                     self.optimiser.state[p] = {"step": state["step"].to(on), **moments}
             self.step, self.rows = int(metadata["step"]), json.loads(metadata["rows"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.seconds = float(self.rows[-1]["seconds"])
+        except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.resume_file} does not fit this network ({error}): delete it") from None
-        self.seconds = self.rows[-1]["seconds"]
 
     def _read(self, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = read_tensors(path, kind)

@@ -537,6 +537,7 @@ class latent_metadata:
 
         with safe_open(folder / "model.safetensors", "pt") as file:
             self.metadata = file.metadata()
+        self.metadata.pop("sha256")  # as who means harm would
 
     def __enter__(self):
         return self.metadata

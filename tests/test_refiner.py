@@ -494,6 +494,7 @@ def test_model_files_that_do_not_fit_are_one_line(trained, tmp_path):
     refused("does not exist", Refiner.load, tmp_path)
     for said, change in CHANGES.items():
         tensors, metadata = file_of(trained[0])
+        metadata.pop("sha256", None)  # as who means harm would
         change(tensors, metadata)
         save_file(tensors, model, metadata)
         refused(said, Refiner.load, tmp_path)

@@ -613,6 +613,7 @@ def test_model_files_that_do_not_fit_are_one_line(trained, fitted, tmp_path):
     assert Upsampler.load(tmp_path, "cpu").config == trained[1].config
     for said, change in CHANGES.items():
         tensors, metadata = file_of(trained[0])
+        metadata.pop("sha256", None)  # as who means harm would
         change(tensors, metadata)
         save_file(tensors, model, metadata)
         refused(said, Upsampler.load, tmp_path)

@@ -12,6 +12,7 @@ from minirodin.avatars.attributes import Attributes, sample_attributes
 from minirodin.avatars.captions import caption
 from minirodin.cameras import Cameras, Capture, capture_cameras, orbit_cameras, save_capture
 from minirodin.errors import ConfigError, DataError
+from minirodin.locks import FolderLock
 from minirodin.portraits import portrait_cameras
 from minirodin.progress import progress
 
@@ -76,11 +77,13 @@ def make_people(
 
 def make_person(seed: int, views: int, size: int, detail: int, folder: Path, portraits: bool = False) -> Path:
     """Build and render one subject and write its capture folder."""
-    capture = render_person(sample_attributes(seed), _cameras(views, size, seed, portraits), folder.name, detail)
-    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
     try:
-        return save_capture(capture, folder)
+        with FolderLock(folder.parent, folder.name):  # others may make other people there
+            cameras = _cameras(views, size, seed, portraits)
+            capture = render_person(sample_attributes(seed), cameras, folder.name, detail)
+            for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed while it wrote
+                shutil.rmtree(leftover, ignore_errors=True)
+            return save_capture(capture, folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror}): make room or choose another folder") from None
 
@@ -117,7 +120,7 @@ def _in_parallel(todo: list, workers: int, threads: int, bar) -> None:
             bar.update()
     except BrokenProcessPool:
         raise DataError(
-            "a process died: a script that makes people needs `if __name__ == \"__main__\":`; if it has that, memory "
+            'a process died: a script that makes people needs `if __name__ == "__main__":`; if it has that, memory '
             "may be short: run again with fewer workers (finished people stay)"
         ) from None
     finally:
