@@ -135,7 +135,7 @@ def evaluate(
 
 
 def bench(
-    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner"]],
+    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner", "streaming"]],
     subject: Positional[Path | None] = None,
     preset: str = "small",
     decoder: Path | None = None,
@@ -145,14 +145,16 @@ def bench(
 
     Args:
         what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants; upsampler,
-            training steps, and planes at 10 steps; refiner, one view and several.
+            training steps, and planes at 10 steps; refiner, one view and several; streaming, people a second and memory
+            where ten times more planes are drawn than are kept.
         subject: captures to fit, or an avatar to render; the others need nothing.
-        preset: smoke, small or full; for fit, unet, upsampler and refiner.
+        preset: smoke, small or full; for fit, unet, upsampler, refiner and streaming.
         decoder: fit under this decoder (stage two) instead of learning one.
         out: file for the numbers; they are always printed.
     """
     config = load_preset(preset)
     from minirodin.benchmark import bench_fit, bench_render
+    from minirodin.benchmark_streaming import bench_streaming
     from minirodin.benchmark_unet import bench_conv, bench_unet, bench_upsampler
     from minirodin.evaluation import provenance, write_json
     from minirodin.refiner_evaluation import bench_refiner
@@ -166,6 +168,7 @@ def bench(
         "unet": lambda: bench_unet(config),
         "upsampler": lambda: bench_upsampler(config),
         "refiner": lambda: bench_refiner(config),
+        "streaming": lambda: bench_streaming(config),
     }
     results = runs[what]()
     results = {**provenance(), **results}

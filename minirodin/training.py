@@ -109,7 +109,7 @@ class Trainer:
         self.wrapped = self.accelerator.prepare_model(self.network, evaluation_mode=graphed)
         self.optimiser = self.accelerator.prepare(optimiser)
         self.shared = ranks > 1 and graphed
-        self.step, self.rows, self.seconds = 0, [], 0.0
+        self.step, self.at, self.rows, self.seconds = 0, 0, [], 0.0
 
     @property
     def resume_file(self) -> Path:
@@ -119,6 +119,12 @@ class Trainer:
     def model_file(self) -> Path:
         return self.out / "model.safetensors"
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Which batch is drawn: how many this process has drawn before in all, which process it is, of how many."""
+        turn = self.step * self.config.accumulate + self.at
+        return turn, self.accelerator.process_index, self.accelerator.num_processes
+
     def advance(self) -> dict[str, Tensor]:
         """One step of the optimiser; returns means over the batch, on the device."""
         lr = learning_rate(self.step, self.config)
@@ -127,6 +133,7 @@ class Trainer:
         self.network.train()
         seen: dict[str, Tensor] = {}
         for part in range(self.config.accumulate):
+            self.at = part
             seed = (self.config.seed, self.step, part, self.accelerator.process_index)
             seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
             torch.manual_seed(seed)  # dropout
@@ -145,7 +152,7 @@ class Trainer:
         self.optimiser.step()
         self._zero_gradients()
         self.ema.update(self.step)
-        self.step += 1
+        self.step, self.at = self.step + 1, 0
         return seen
 
     def run(self, show_progress: bool = True) -> nn.Module:
