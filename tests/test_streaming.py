@@ -1,6 +1,7 @@
 """Planes that do not fit into memory: who is drawn when, what a killed run ends with, and how much memory it takes."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import test_base
@@ -65,7 +66,7 @@ def test_a_window_spans_few_shards_and_is_shuffled(folder):
     for order in orders:
         for start in range(0, PEOPLE, 5):
             assert len({int(i) // 5 for i in order[start : start + 5]}) <= 2
-        assert sum(b - a == 1 for a, b in zip(order[:-1], order[1:], strict=True)) < 12  # of 18 as they lie in shards
+        assert sum(b - a == 1 for a, b in pairwise(order)) < 12  # of 18 as they lie in shards
 
 
 def test_batches_go_through_an_epoch_and_hold_the_planes_of_whom_they_name(folder, monkeypatch):
