@@ -135,7 +135,7 @@ def evaluate(
 
 
 def bench(
-    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner", "streaming"]],
+    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner", "streaming", "pictures"]],
     subject: Positional[Path | None] = None,
     preset: str = "small",
     decoder: Path | None = None,
@@ -146,7 +146,7 @@ def bench(
     Args:
         what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants; upsampler,
             training steps, and planes at 10 steps; refiner, one view and several; streaming, people a second and memory
-            where ten times more planes are drawn than are kept.
+            where ten times more planes are drawn than are kept; pictures, what they take on a disk.
         subject: captures to fit, or an avatar to render; the others need nothing.
         preset: smoke, small or full; for fit, unet, upsampler, refiner and streaming.
         decoder: fit under this decoder (stage two) instead of learning one.
@@ -154,7 +154,7 @@ def bench(
     """
     config = load_preset(preset)
     from minirodin.benchmark import bench_fit, bench_render
-    from minirodin.benchmark_streaming import bench_streaming
+    from minirodin.benchmark_data import bench_pictures, bench_streaming
     from minirodin.benchmark_unet import bench_conv, bench_unet, bench_upsampler
     from minirodin.evaluation import provenance, write_json
     from minirodin.refiner_evaluation import bench_refiner
@@ -169,6 +169,7 @@ def bench(
         "upsampler": lambda: bench_upsampler(config),
         "refiner": lambda: bench_refiner(config),
         "streaming": lambda: bench_streaming(config),
+        "pictures": bench_pictures,
     }
     results = runs[what]()
     results = {**provenance(), **results}

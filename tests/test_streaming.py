@@ -11,7 +11,7 @@ from conftest import tiny_config
 
 from minirodin import base, upsampler
 from minirodin.base_training import train_base
-from minirodin.benchmark_streaming import bench_streaming
+from minirodin.benchmark_data import bench_streaming
 from minirodin.config import TrainConfig
 from minirodin.errors import ConfigError, DataError
 from minirodin.shards import FittedPlanes, read_tensors

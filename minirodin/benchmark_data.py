@@ -1,4 +1,4 @@
-"""What streaming costs: memory of the host and people a second, with ten times more planes than the cache takes."""
+"""What data cost: bytes of pictures, and memory and people a second where more planes are drawn than are kept."""
 
 import resource
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from minirodin.avatars.dataset import make_person
 from minirodin.config import Config
 from minirodin.decoder import TriplaneDecoder
 from minirodin.shards import FittedPlanes, SharedDecoder
@@ -18,6 +19,19 @@ from minirodin.streaming import PlaneSource
 
 TIMES = 10  # how much larger than the cache the data set is
 SHARD = 64  # people in a file, as `fit` writes them on a GPU
+
+SIZES = (64, 128, 256, 1024)  # pixels a side of the pictures that presets make
+
+
+def bench_pictures(people: int = 8, views: int = 8, sizes: tuple[int, ...] = SIZES) -> dict:
+    """Bytes that a view takes on a disk, of people seen from all around, by the pixels of its side."""
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for size in sizes:
+            folders = [make_person(seed, views, size, 2, Path(scratch) / f"{size}-{seed}") for seed in range(people)]
+            files = [file for folder in folders for file in folder.glob("*.png")]
+            found[str(size)] = sum(file.stat().st_size for file in files) / len(files)
+    return {"people": people, "views": views, "bytes_a_view": found}
 
 
 def bench_streaming(config: Config, cache: float = 0.125, epochs: int = 2, folder: str | Path | None = None) -> dict:
