@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from minirodin.cli_avatars import edit, export, generate
 from minirodin.cli_models import assess, compare, encode, judge, pack, sample, train, tune, upsample
+from minirodin.cli_plan import plan
 from minirodin.cli_refiner import refine
 from minirodin.cli_reproduce import reproduce
 from minirodin.config import PRESETS, Config
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     models = (train, encode, assess, pack, sample, tune, upsample, refine, judge, compare)
-    functions = (avatars, fit, render, export, generate, edit, demo, evaluate, *models, reproduce, bench, doctor)
+    functions = (avatars, fit, render, export, generate, edit, demo, evaluate, *models, plan, reproduce, bench, doctor)
     commands = {f.__name__: f for f in functions}
     for command in (fit, train):
         commands[command.__name__] = functools.partial(command, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))
