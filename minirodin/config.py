@@ -134,25 +134,63 @@ PRESETS = {
         ),
     ),
     "small": Config(encoder=EncoderConfig(attribute_weight=10.0)),
+    # Sources: "paper", what its method section says; where it says nothing RodinHD (arXiv 2407.06938) and PITI (Wang et
+    # al. 2022), the nearest published work; else "not published, our choice". So are all values that are not named here
+    # but latents withheld (E14), y_0 predicted (E17) and patches of 112² (E19), the paper's, and 1000 steps, PITI's.
     "full": Config(
         name="full",
-        encoder=EncoderConfig(attribute_weight=10.0),
-        data=DataConfig(subjects=100_000, views=300, size=1024),
-        triplane=TriplaneConfig(channels=32),
-        decoder=DecoderConfig(hidden=128),
-        render=RenderConfig(grid=128, bins=256, samples=48, view_samples=128),
-        fit=FitConfig(shared_steps=60_000, steps=8000, rays=8192),
+        encoder=EncoderConfig(attribute_weight=10.0),  # not published (the paper: CLIP), our choice
+        data=DataConfig(
+            subjects=100_000,  # what is aimed at; RodinHD: 46 000
+            views=300,  # RodinHD
+            size=1024,  # RodinHD; the paper's output has as many pixels
+        ),
+        triplane=TriplaneConfig(channels=32),  # RodinHD, of the paper's planes; 256² and 64²: paper
+        decoder=DecoderConfig(hidden=128),  # not published, our choice
+        render=RenderConfig(
+            **{"grid": 128, "bins": 256},  # not published, our choice
+            **{"samples": 48, "view_samples": 128},  # not published, our choice: empty space takes none
+        ),
+        fit=FitConfig(
+            shared_steps=60_000,  # not published, our choice: 1024 people in groups of 64 take turns, 3750 steps each
+            steps=8000,  # not published, our choice; RodinHD's fits of the paper's planes: 15 000
+            rays=8192,  # RodinHD's fits of the paper's planes
+        ),
         base=BaseConfig(
-            unet=UNetConfig(channels=(192, 384, 576, 768), blocks=3, attention=(32, 16, 8), dropout=0.1),
-            plain_channels=(192, 448, 608, 768),
-            diffusion=DiffusionConfig(log_snr_min=-14.0),  # λ linear in t, as in the paper
-            train=TrainConfig(steps=500_000, batch=256, lr=1e-4, warmup=5000, ema=0.9999),
+            unet=UNetConfig(
+                channels=(192, 384, 576, 768),  # PITI: 192 times 1, 2, 3, 4
+                blocks=3,  # PITI
+                attention=(32, 16, 8),  # PITI, as are heads of 64
+                dropout=0.1,  # PITI
+            ),
+            plain_channels=(192, 448, 608, 768),  # our choice: as many parameters as above
+            diffusion=DiffusionConfig(
+                log_snr_min=-14.0,  # not published, our choice; λ linear in t: paper; v instead of the paper's ε: ours
+            ),
+            train=TrainConfig(
+                **{"steps": 500_000, "batch": 256, "lr": 1e-4, "warmup": 5000},  # not published, our choice
+                ema=0.9999,  # PITI
+            ),
         ),
         upsampler=UpsamplerConfig(
-            unet=UNetConfig(channels=(128, 128, 256, 512), blocks=2, attention=(), aware_levels=4, checkpointing=True),
-            train=TrainConfig(steps=300_000, batch=64, lr=1e-4, warmup=5000, ema=0.9999, graph=False),
+            unet=UNetConfig(
+                channels=(128, 128, 256, 512),  # RodinHD: 128 times 1, 2, 4; one more level at 256²: our choice
+                blocks=2,  # not published, our choice
+                attention=(),  # not published, our choice: 3D-aware convolutions let planes talk
+                aware_levels=4,  # paper: in every residual block
+                checkpointing=True,  # our choice: memory
+            ),
+            train=TrainConfig(
+                **{"steps": 300_000, "batch": 64, "lr": 1e-4, "warmup": 5000},  # not published, our choice
+                ema=0.9999,  # as of the base model: our choice
+                graph=False,  # our choice
+            ),
         ),
-        refiner=RefinerConfig((128, 64, 32), (24, 4, 2), train=TrainConfig(steps=100_000, batch=64, ema=0.9999)),
+        refiner=RefinerConfig(
+            channels=(128, 64, 32),  # not published (the paper cites GFPGAN), our choice
+            blocks=(24, 4, 2),  # not published, our choice
+            train=TrainConfig(steps=100_000, batch=64, ema=0.9999),  # not published, our choice
+        ),
     ),
 }
 
