@@ -19,7 +19,7 @@ from minirodin.shards import FittedPlanes
 from minirodin.triplane import resize_planes
 
 AHEAD = 2  # batches that are read while the network works, each by a thread; copies let go of the interpreter
-STATISTICS = 4096  # people that speak for all where not all are in memory
+STATISTICS = 64, 4096  # people that speak for all where not all are in memory, at least and at most
 
 
 def load_planes(folder: str | Path, resolution: int, count: int | None = None) -> tuple[Tensor, list[str]]:
@@ -85,10 +85,11 @@ class PlaneSource:
         return _read(self.fitted, self.names[:count], self.resolution)
 
     def known(self) -> Tensor:
-        """Planes of everybody, or, streamed, of as many as the cache holds, evenly spread; for statistics."""
+        """Planes of everybody, or, streamed, of about as many as the cache holds, evenly spread; for statistics."""
         if self.planes is not None:
             return self.planes
-        count = max(1, min(len(self), self.room, STATISTICS))
+        least, most = STATISTICS
+        count = min(len(self), max(least, min(self.room, most)))
         return _read(self.fitted, [self.names[i * len(self) // count] for i in range(count)], self.resolution)
 
     def draw(
