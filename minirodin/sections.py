@@ -121,7 +121,7 @@ class TrainConfig:
     preview_every: int = 2500
     checkpoint_every: int = 2500
     seed: int = 0
-    cache: float = 8.0  # GiB that planes may take on the device; more of them are streamed from their shards
+    cache: float = 8.0  # GiB that planes (of base, upsampler) may take on the device; more are streamed from shards
 
 
 @dataclass(frozen=True)

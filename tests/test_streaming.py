@@ -1,5 +1,6 @@
 """Planes that do not fit into memory: who is drawn when, what a killed run ends with, and how much memory it takes."""
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from minirodin import base, streaming, upsampler
 from minirodin.base_training import train_base
 from minirodin.benchmark_data import bench_streaming
 from minirodin.config import TrainConfig
-from minirodin.errors import ConfigError, DataError
+from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.shards import FittedPlanes, read_tensors
 from minirodin.streaming import AHEAD, PlaneSource, load_planes
 from minirodin.upsampler_training import train_upsampler
@@ -171,6 +172,16 @@ def test_what_is_wrong_is_said_in_a_line(folder, tmp_path):
         PlaneSource(tmp_path, 8, TrainConfig())
     with pytest.raises(ConfigError, match="too few for 24 processes"):
         source(folder).draw(1, seeded(), 0, rank=0, ranks=24)
+
+
+def test_a_shard_that_is_damaged_meanwhile_is_said_in_a_line(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    people = source(copy)
+    for shard in people.fitted.shards:
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read any more"):
+        people.draw(4, seeded(), 0)
 
 
 def test_planes_are_loaded_as_many_as_asked_for(folder, monkeypatch):
