@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from minirodin.avatar import Avatar, to_rgb
-from minirodin.base_training import load_planes
 from minirodin.config import AugmentConfig, Config
 from minirodin.errors import CheckpointError, DataError
 from minirodin.evaluation import AZIMUTHS, PICTURE, _views, provenance, write_json
@@ -23,6 +22,7 @@ from minirodin.plane_space import PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
 from minirodin.progress import progress
 from minirodin.shards import FittedPlanes, check_one_decoder
+from minirodin.streaming import load_planes
 from minirodin.upsampler import augment
 
 VALUES = {
@@ -67,7 +67,7 @@ def tune_augmentation(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shared = fitted.decoder
     size = shared.config.triplane.base_resolution
-    low, wanted = (load_planes(folder, size)[0][:count].float() for folder in (data, samples))
+    low, wanted = (load_planes(folder, size, count)[0].float() for folder in (data, samples))
     space = PlaneSpace.of(low, visible_metric(low, shared.decoder, shared.config.render))
     network = feature_network(device)
 

@@ -19,25 +19,13 @@ from minirodin.picture_losses import PictureLosses, encoder_beside
 from minirodin.plane_space import PlaneSpace, visible_metric, visible_texels
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint, load_weights
+from minirodin.streaming import PlaneSource, load_planes
 from minirodin.training import Trainer
-from minirodin.triplane import resize_planes
 
 PREVIEWS, PREVIEW_STEPS = 8, 25
 FOCUSED = 0.05, 50.0  # times the mean texel's visibility, the least and the most: what is not seen must not drift
 LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # λ at which errors are measured, whatever the schedule …
 NOISIER = (-8.0, -10.0, -12.0)  # … and others in the log, where it is told by the latent alone who is meant
-
-
-def load_planes(folder: str | Path, resolution: int) -> tuple[Tensor, list[str]]:
-    """All planes of a fitted folder at one size: (S, 3, C, r, r) float16, and the subjects' names.
-
-    Raises:
-        DataError: there are none.
-    """
-    fitted = FittedPlanes(folder)
-    if not len(fitted):
-        raise DataError(f"{folder} holds no fitted planes: give the folder that `minirodin fit` wrote")
-    return torch.stack([resize_planes(fitted.planes(name), resolution).half() for name in fitted.names]), fitted.names
 
 
 def load_latents(folder: str | Path, names: list[str], width: int) -> tuple[Tensor, str]:
@@ -94,12 +82,13 @@ def train_base(
     config = replace(shared.config, name=config.name, base=config.base)  # the rest is as the planes were fitted
     if validation:
         check_one_decoder(FittedPlanes(data), FittedPlanes(validation))
-    planes, names = load_planes(data, t.base_resolution)
+    people = PlaneSource(data, t.base_resolution, config.base.train)
+    names, known = people.names, people.known()  # (S, 3, C, r, r)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.base.train.seed)
         network = build_unet(config.base, config)
     width, encoder = config.base.unet.latent, ""
-    latents = torch.zeros(len(planes), 1, 0)  # of nobody
+    latents = torch.zeros(len(people), 1, 0)  # of nobody
     if width:
         latents, encoder = load_latents(data, names, width)
     if start:
@@ -109,11 +98,11 @@ def train_base(
         load_weights(network, begun.network.state_dict(), Path(start), "network").requires_grad_(True)
         space = begun.space
     else:
-        metric = visible_metric(planes, shared.decoder, config.render) if config.base.visible else None
-        space = PlaneSpace.of(planes, metric)
+        metric = visible_metric(known, shared.decoder, config.render) if config.base.visible else None
+        space = PlaneSpace.of(known, metric)
     weight = torch.ones(())
     if config.base.focus:
-        seen = visible_texels(planes, shared.decoder, config.render, space).clamp(*FOCUSED) ** config.base.focus
+        seen = visible_texels(known, shared.decoder, config.render, space).clamp(*FOCUSED) ** config.base.focus
         weight = (seen / seen.mean())[:, None]  # (3, 1, R, R)
     model, looks = BaseModel(network, shared, config, space, encoder), None
     if config.base.perceptual_weight or config.base.likeness_weight:
@@ -135,7 +124,7 @@ def train_base(
         unseen, unseen_names = load_planes(validation, t.base_resolution)
         unseen_latents = load_latents(validation, unseen_names, width)[0][:, 0] if width else None
         measured["validation"] = unseen, unseen_latents
-        measured["trained"] = planes[: len(unseen)], latents[: len(unseen), 0] if width else None
+        measured["trained"] = people.first(len(unseen)), latents[: len(unseen), 0] if width else None
 
     def losses(network, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict:
         x0, z = model.space.standardise(batch[0]), batch[1]
@@ -162,9 +151,9 @@ def train_base(
         return looks.added_to(result, planes, truth, anybody, generator, *(v[which] for v in condition))
 
     def batches(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        of = torch.randint(len(planes), (number,), generator=generator, device=planes.device)
-        which = torch.randint(latents.shape[1], (number,), generator=generator, device=planes.device)
-        return planes[of], latents[of, which]
+        of, planes = people.draw(number, generator, *trainer.place)
+        which = torch.randint(latents.shape[1], (number,), generator=generator, device=of.device)
+        return planes, latents[of, which]
 
     trainer = Trainer(
         network, losses, batches, config.base.train, out, metadata, {"mean": space.mean, "weight": space.weight},
@@ -172,7 +161,8 @@ def train_base(
     )  # fmt: skip
     model.to(trainer.device)
     looks = looks and looks.to(trainer.device)
-    planes, latents, weight = (v.to(trainer.device) for v in (planes, latents, weight))
+    del known  # of those who are streamed only batches shall be in memory
+    people, latents, weight = (v.to(trainer.device) for v in (people, latents, weight))
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
     trainer.run(show_progress)

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -198,12 +198,21 @@ def bench_upsampler(config: Config, steps: int = 10, repeats: int = 3) -> dict:
 
 
 def forward_flops(network: UNet) -> float:
-    """Floating-point operations of one sample's forward pass, a multiply-add counted as two."""
-    shape = (1, 3, network.channels, network.resolution, network.resolution)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)  # shapes only, nothing is computed
-    with fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(shape), torch.empty(1))
+    """Floating-point operations of one sample's forward pass, a multiply-add counted as two.
+
+    A network that was built within `FakeTensorMode` does: nothing but shapes is looked at.
+    """
+    maps, levels = len(network.plane_embedding), network.embed[0].in_features // network.config.channels[0]
+    with _fake_mode(network), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        planes = torch.empty(1, 3, network.enter.in_channels * maps // 3, network.resolution, network.resolution)
+        z, keep = torch.empty(1, network.config.latent), torch.empty(1, dtype=torch.bool)
+        network(planes, torch.empty(1, levels), *((z, keep) if network.config.latent else ()))
     return counter.get_total_flops()
+
+
+def _fake_mode(network: UNet) -> FakeTensorMode:
+    weight = network.enter.weight
+    return weight.fake_mode if isinstance(weight, FakeTensor) else FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _device() -> torch.device:

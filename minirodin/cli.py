@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from minirodin.cli_avatars import edit, export, generate
 from minirodin.cli_models import assess, compare, encode, judge, pack, sample, train, tune, upsample
+from minirodin.cli_plan import plan
 from minirodin.cli_refiner import refine
 from minirodin.cli_reproduce import reproduce
 from minirodin.config import PRESETS, Config
@@ -135,7 +136,7 @@ def evaluate(
 
 
 def bench(
-    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner"]],
+    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner", "streaming", "pictures"]],
     subject: Positional[Path | None] = None,
     preset: str = "small",
     decoder: Path | None = None,
@@ -145,14 +146,16 @@ def bench(
 
     Args:
         what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants; upsampler,
-            training steps, and planes at 10 steps; refiner, one view and several.
+            training steps, and planes at 10 steps; refiner, one view and several; streaming, people a second and memory
+            where ten times more planes are drawn than are kept; pictures, what they take on a disk.
         subject: captures to fit, or an avatar to render; the others need nothing.
-        preset: smoke, small or full; for fit, unet, upsampler and refiner.
+        preset: smoke, small or full; for fit, unet, upsampler, refiner and streaming.
         decoder: fit under this decoder (stage two) instead of learning one.
         out: file for the numbers; they are always printed.
     """
     config = load_preset(preset)
     from minirodin.benchmark import bench_fit, bench_render
+    from minirodin.benchmark_data import bench_pictures, bench_streaming
     from minirodin.benchmark_unet import bench_conv, bench_unet, bench_upsampler
     from minirodin.evaluation import provenance, write_json
     from minirodin.refiner_evaluation import bench_refiner
@@ -166,6 +169,8 @@ def bench(
         "unet": lambda: bench_unet(config),
         "upsampler": lambda: bench_upsampler(config),
         "refiner": lambda: bench_refiner(config),
+        "streaming": lambda: bench_streaming(config),
+        "pictures": bench_pictures,
     }
     results = runs[what]()
     results = {**provenance(), **results}
@@ -187,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     # Before torch loads: threads that spin as long as they do by default slow a fit down manyfold on a busy machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     models = (train, encode, assess, pack, sample, tune, upsample, refine, judge, compare)
-    functions = (avatars, fit, render, export, generate, edit, demo, evaluate, *models, reproduce, bench, doctor)
+    functions = (avatars, fit, render, export, generate, edit, demo, evaluate, *models, plan, reproduce, bench, doctor)
     commands = {f.__name__: f for f in functions}
     for command in (fit, train):
         commands[command.__name__] = functools.partial(command, config=PRESETS.get(_preset_in(argv), PRESETS["small"]))

@@ -249,6 +249,14 @@ class FittedPlanes:
     def names(self) -> list[str]:
         return list(self._shard_of)
 
+    @property
+    def shards(self) -> dict[Path, list[str]]:
+        """The files, and whose planes are in each."""
+        held: dict[Path, list[str]] = {}
+        for name, path in self._shard_of.items():
+            held.setdefault(path, []).append(name)
+        return held
+
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
 

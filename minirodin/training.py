@@ -97,7 +97,7 @@ class Trainer:
     ):
         self.config, self.out, self.metadata, self.extra = config, Path(out), metadata, extra or {}
         self.losses, self.batches, self.preview = losses, batches, preview
-        self.step, self.rows, self.seconds = 0, [], 0.0
+        self.step, self.at, self.rows, self.seconds = 0, 0, [], 0.0
         with self._others_alive():
             self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
         self.device, ranks = self.accelerator.device, self.accelerator.num_processes
@@ -133,6 +133,12 @@ class Trainer:
     def model_file(self) -> Path:
         return self.out / "model.safetensors"
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Which batch is drawn: how many this process has drawn before in all, which process it is, of how many."""
+        turn = self.step * self.config.accumulate + self.at
+        return turn, self.accelerator.process_index, self.accelerator.num_processes
+
     def advance(self) -> dict[str, Tensor]:
         """One step of the optimiser; returns means over the batch, on the device."""
         lr = learning_rate(self.step, self.config)
@@ -141,6 +147,7 @@ class Trainer:
         self.network.train()
         seen: dict[str, Tensor] = {}
         for part in range(self.config.accumulate):
+            self.at = part
             seed = (self.config.seed, self.step, part, self.accelerator.process_index)
             seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
             torch.manual_seed(seed)  # dropout
@@ -159,7 +166,7 @@ class Trainer:
         self.optimiser.step()
         self._zero_gradients()
         self.ema.update(self.step)
-        self.step += 1
+        self.step, self.at = self.step + 1, 0
         return seen
 
     def run(self, show_progress: bool = True) -> nn.Module:

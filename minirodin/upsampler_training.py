@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minirodin.avatar import Avatar
-from minirodin.base_training import load_latents, load_planes
+from minirodin.base_training import load_latents
 from minirodin.conditions import Conditions
 from minirodin.config import Config, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
@@ -21,6 +21,7 @@ from minirodin.picture_losses import PictureLosses, encoder_beside
 from minirodin.plane_space import PEOPLE, PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
+from minirodin.streaming import PlaneSource, load_planes
 from minirodin.training import Trainer
 from minirodin.triplane import resize_planes
 from minirodin.upsampler import KIND, Upsampler, augment, build_network, conditioned, detail_space, told
@@ -67,7 +68,8 @@ def train_upsampler(
     if validation:
         check_one_decoder(FittedPlanes(data), FittedPlanes(validation))
     config = replace(shared.config, name=config.name, upsampler=c)  # the rest is as the planes were fitted
-    planes, names = load_planes(data, t.resolution)
+    source = PlaneSource(data, t.resolution, c.train)
+    names = source.names
     views = Views.around(c) if captures is None else photographs(captures, names, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c.train.seed)
@@ -80,7 +82,7 @@ def train_upsampler(
     if conditions.latent and conditions.base.encoder != encoder:
         raise CheckpointError(f"{base} belongs to another encoder than the latents in {data}")
     likeness = encoder_beside(base, encoder if width else "") if c.likeness_weight else None
-    low, detail = spaces(planes, shared.decoder, config, conditions, latents)
+    low, detail = spaces(source.first(PEOPLE), shared.decoder, config, conditions, latents)
     if not (low.weight.isfinite().all() and detail.weight.isfinite().all()):
         raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
     model = Upsampler(network, shared, config, low, detail, encoder if width else "")
@@ -99,8 +101,8 @@ def train_upsampler(
     }
     extra = {"low_mean": low.mean, "low_weight": low.weight, "detail_weight": detail.weight}
 
-    def losses(network, people: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        z, truth = None, planes[people].float()
+    def losses(network, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        z, people, truth = None, batch[0], batch[1].float()
         if latents is not None:
             versions = torch.randint(latents.shape[1], people.shape, generator=generator, device=people.device)
             z = latents[people, versions]
@@ -108,8 +110,8 @@ def train_upsampler(
         known = z if width else None
         return upsampler_losses(model, network, truth, people, looks, generator, known, small)
 
-    def batches(number: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(planes), (number,), generator=generator, device=planes.device)
+    def batches(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return source.draw(number, generator, *trainer.place)
 
     preview = None
     if validation:
@@ -120,7 +122,7 @@ def train_upsampler(
         preview = _previews(model, out, unseen, unseen_latents, conditions)
     trainer = Trainer(network, losses, batches, c.train, out, metadata, extra, preview)
     model.to(trainer.device)
-    planes, looks = planes.to(trainer.device), looks.to(trainer.device)
+    source, looks = source.to(trainer.device), looks.to(trainer.device)
     latents = None if latents is None else latents.to(trainer.device)
     conditions.to(trainer.device)
     if trainer.accelerator.is_main_process:

@@ -116,6 +116,16 @@ def test_modules_can_be_read_in_one_sitting():
     assert {name: n for name, n in lines.items() if n > 400} == {}
 
 
+def test_every_value_of_the_full_preset_says_where_it_comes_from():
+    """A line that gives a value ends in a comment that names its source, or whose choice it is."""
+    source = (ROOT / "minirodin" / "config.py").read_text(encoding="utf-8")
+    block = re.search(r'"full": Config\((.*?)\n    \),\n\}', source, re.S).group(1)
+    value = re.compile(r"=(\d|\(\d|\w+Config\(\w+=[\d(]|\(\)|True|False)|\*\*")
+    given = [line.strip() for line in block.splitlines() if value.search(line)]
+    assert len(given) > 25
+    assert [line for line in given if not re.search(r"# .*(paper|RodinHD|PITI|our choice)", line)] == []
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
 def test_nothing_big_or_private_is_tracked():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
