@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from minirodin.config import TrainConfig
-from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.errors import ConfigError, DataError
 from minirodin.shards import FittedPlanes
 from minirodin.triplane import resize_planes
 
@@ -153,10 +152,7 @@ def _read(fitted: FittedPlanes, names: list[str], resolution: int) -> Tensor:
     """(N, 3, C, r, r) float16."""
     out = None
     for i, name in enumerate(names):
-        try:
-            planes = resize_planes(fitted.planes(name), resolution)  # (3, C, r, r)
-        except (SafetensorError, OSError) as error:  # a file that was whole when training began
-            raise CheckpointError(f"planes of {name!r} in {fitted.folder} cannot be read any more ({error})") from None
+        planes = resize_planes(fitted.planes(name), resolution)  # (3, C, r, r)
         if out is None:
             out = torch.empty(len(names), *planes.shape, dtype=torch.float16)
         out[i] = planes
