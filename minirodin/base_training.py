@@ -145,7 +145,7 @@ def train_base(
         clear = (log_snr > model.diffusion.stop - BELOW).nonzero()[:, 0]  # as samples end, not as they begin
         if not len(clear):
             return result
-        which = clear[torch.randperm(len(clear), generator=generator, device=x0.device)[: e19.rendered]]
+        which = clear[torch.randperm(len(clear), generator=generator, device=x0.device)[: config.base.rendered]]
         planes = model.space.unstandardise(predicted[which]).clamp(-config.fit.value_range, config.fit.value_range)
         truth, anybody = batch[0][which].float(), torch.zeros_like(which)
         return looks.added_to(result, planes, truth, anybody, generator, *(v[which] for v in condition))

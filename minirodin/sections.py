@@ -136,8 +136,9 @@ class BaseConfig:
     )
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
     focus: float = 0.0  # power of what a texel does to pictures, by which its error is weighed; 0: all alike (E7)
-    perceptual_weight: float = 0.0  # of E19 on ŷ_0, for as many as `upsampler.rendered` of each part; 0: planes alone …
+    perceptual_weight: float = 0.0  # of E19 on ŷ_0, where the upsampler's settings say; 0: planes count alone …
     likeness_weight: float = 0.0  # … and of 1 − cos(z, the encoder's z of a frontal render); 0: not looked at
+    rendered: int = 4  # people of each part of a batch of whom these are asked
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # 2e-3 is worse
 
     def of_variant(self, variant: str) -> "BaseConfig":

@@ -123,8 +123,8 @@ def test_pictures_are_of_those_who_are_clear_and_compared_with_their_own(people,
     monkeypatch.setattr(PictureLosses, "added_to", spy)
     monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
     c = config(steps=4, batch=4)
-    pictured = replace(c.base, perceptual_weight=0.2, likeness_weight=0.3)
-    e19 = replace(c.upsampler, view=24, patch=12, rendered=3)
+    pictured = replace(c.base, perceptual_weight=0.2, likeness_weight=0.3, rendered=3)
+    e19 = replace(c.upsampler, view=24, patch=12)
 
     def train(out, low, high):
         process = replace(c.base.diffusion, log_snr_min=low, log_snr_max=high)
