@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from minirodin.base import KIND, BaseModel, build_unet
+from minirodin.conditions import BELOW
 from minirodin.config import Config
 from minirodin.errors import CheckpointError, DataError
+from minirodin.patches import Views
+from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import PictureLosses, encoder_beside
 from minirodin.plane_space import PlaneSpace, visible_metric, visible_texels
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint, load_weights
@@ -57,7 +61,8 @@ def train_base(
     Args:
         data: folder that `fit_subjects` wrote; with `base.unet.latent` also of `latents.safetensors`.
         config: `config.base` says which network, process and schedule.
-        out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
+        out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`. With
+            `base.likeness_weight` the encoder lies beside it, as in a pipeline.
         validation: another such folder, under the same decoder, for the log: errors on people never seen, and on as
             many of `data`.
         start: folder of a base model of the same shape and decoder to begin from, instead of random weights.
@@ -73,6 +78,7 @@ def train_base(
     t, given = shared.config.triplane, config.triplane
     if t.channels != given.channels:
         raise CheckpointError(f"{data} has planes of {t.channels} channels, preset {config.name!r} {given.channels}")
+    e19 = config.upsampler
     config = replace(shared.config, name=config.name, base=config.base)  # the rest is as the planes were fitted
     if validation:
         check_one_decoder(FittedPlanes(data), FittedPlanes(validation))
@@ -98,7 +104,13 @@ def train_base(
     if config.base.focus:
         seen = visible_texels(known, shared.decoder, config.render, space).clamp(*FOCUSED) ** config.base.focus
         weight = (seen / seen.mean())[:, None]  # (3, 1, R, R)
-    model = BaseModel(network, shared, config, space, encoder)
+    model, looks = BaseModel(network, shared, config, space, encoder), None
+    if config.base.perceptual_weight or config.base.likeness_weight:
+        c = config.base
+        eyes = PerceptualDistance(e19.perceptual or None) if c.perceptual_weight else None
+        likeness = encoder_beside(out, encoder) if c.likeness_weight else None
+        seen_by = shared.decoder, config.render, Views.around(e19)
+        looks = PictureLosses(*seen_by, eyes, c.perceptual_weight, likeness, c.likeness_weight)
     metadata = {
         "kind": KIND,
         "config": json.dumps(config.to_dict()),
@@ -116,11 +128,27 @@ def train_base(
 
     def losses(network, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict:
         x0, z = model.space.standardise(batch[0]), batch[1]
-        condition = ()
+        condition, made = (), []
         if width:
             keep = torch.rand(len(z), generator=generator, device=z.device) >= config.base.unet.drop_latent
             condition = z, keep
-        return model.diffusion.losses(network, x0, generator, *condition, weight=weight)
+
+        def seen(x: Tensor, log_snr: Tensor, *condition: Tensor) -> Tensor:
+            output = network(x, log_snr, *condition)
+            made[:] = log_snr, model.diffusion.interpret(output.float(), x, log_snr).x0
+            return output
+
+        result = model.diffusion.losses(seen, x0, generator, *condition, weight=weight)
+        if looks is None:
+            return result
+        log_snr, predicted = made
+        clear = (log_snr > model.diffusion.stop - BELOW).nonzero()[:, 0]  # as samples end, not as they begin
+        if not len(clear):
+            return result
+        which = clear[torch.randperm(len(clear), generator=generator, device=x0.device)[: e19.rendered]]
+        planes = model.space.unstandardise(predicted[which]).clamp(-config.fit.value_range, config.fit.value_range)
+        truth, anybody = batch[0][which].float(), torch.zeros_like(which)
+        return looks.added_to(result, planes, truth, anybody, generator, *(v[which] for v in condition))
 
     def batches(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         of, planes = people.draw(number, generator, *trainer.place)
@@ -133,6 +161,7 @@ def train_base(
     )  # fmt: skip
     model.to(trainer.device)
     del known  # of those who are streamed only batches shall be in memory
+    looks = looks and looks.to(trainer.device)
     people, latents, weight = (v.to(trainer.device) for v in (people, latents, weight))
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")

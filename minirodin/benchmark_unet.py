@@ -18,6 +18,7 @@ from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import Diffusion
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import PictureLosses
 from minirodin.plane_space import PlaneSpace
 from minirodin.shards import SharedDecoder
 from minirodin.triplane import plane_statistics, resize_planes
@@ -169,12 +170,13 @@ def bench_upsampler(config: Config, steps: int = 10, repeats: int = 3) -> dict:
     network = build_network(config)
     model = Upsampler(network, shared, config, low, detail_space(detail.weight)).to(device)
     planes, people = planes.to(device), torch.arange(len(planes), device=device)
-    views, eyes = Views.around(c).to(device), PerceptualDistance(c.perceptual or None).to(device)
+    eyes = PerceptualDistance(c.perceptual or None)
+    looks = PictureLosses(decoder, config.render, Views.around(c), eyes, c.perceptual_weight).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-4, fused=gpu)
     generator = torch.Generator(device).manual_seed(0)
 
     def step() -> None:
-        upsampler_losses(model, network, planes, people, views, eyes, generator)["loss"].backward()
+        upsampler_losses(model, network, planes, people, looks, generator)["loss"].backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 

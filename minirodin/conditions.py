@@ -49,7 +49,5 @@ class Conditions:
         small = resize_planes(planes, self.size)
         if not self.base:
             return small
-        process = self.base.diffusion.config
-        stop = min(process.log_snr_stop, process.log_snr_max)
-        log_snr = stop - BELOW * torch.rand(len(small), generator=generator, device=small.device)
+        log_snr = self.base.diffusion.stop - BELOW * torch.rand(len(small), generator=generator, device=small.device)
         return self.base.recalled(small, log_snr, generator, latents if self.latent else None)

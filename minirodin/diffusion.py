@@ -93,6 +93,11 @@ class Diffusion:
         """Numbers that a network predicts for each value."""
         return 2 if self.config.vlb_weight > 0 else 1
 
+    @property
+    def stop(self) -> float:
+        """λ at which sampling ends."""
+        return min(self.config.log_snr_stop, self.config.log_snr_max)
+
     def log_snr(self, t: Tensor) -> Tensor:
         """λ(t), decreasing, for t in [0, 1].
 
@@ -114,8 +119,7 @@ class Diffusion:
         """
         if steps < 1:
             raise ConfigError(f"{steps} sampling steps were asked for: give at least 1")
-        c = self.config
-        return torch.linspace(c.log_snr_min, min(c.log_snr_stop, c.log_snr_max), steps + 1, device=device)
+        return torch.linspace(self.config.log_snr_min, self.stop, steps + 1, device=device)
 
     def q_sample(self, x0: Tensor, log_snr: Tensor, eps: Tensor) -> Tensor:
         """E6: y_t = α_t y_0 + σ_t ε."""

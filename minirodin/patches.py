@@ -1,5 +1,6 @@
 """Where E19 looks: patches of pictures, most often of the face, and the rays through their pixels."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def importance(matrix: Tensor, intrinsics: Tensor, view: int, config: UpsamplerC
     return weight / weight.sum((1, 2), keepdim=True)
 
 
+def facing(matrix: Tensor, config: UpsamplerConfig) -> Tensor:
+    """How often a picture shall be looked at, (…, V) for cameras (…, V, 4, 4), each row of sum 1.
+
+    The cosine between where the camera is from the face and where the face is from the middle, 0 behind it, plus
+    `config.elsewhere`. A face in the middle looks nowhere, and all pictures count alike.
+    """
+    face = torch.tensor(config.face, device=matrix.device)
+    seen = torch.nn.functional.cosine_similarity(matrix[..., :3, 3] - face, face, dim=-1)
+    weight = seen.clamp_min(0) + max(config.elsewhere, 1e-9)
+    return weight / weight.sum(-1, keepdim=True)
+
+
 def draw_patches(
     matrix: Tensor, intrinsics: Tensor, view: int, config: UpsamplerConfig, generator: torch.Generator
 ) -> Patches:
@@ -113,8 +126,8 @@ class Views:
 
     def draw(self, people: Tensor, generator: torch.Generator) -> tuple[Patches, Tensor | None]:
         """A patch of a view of each of `people` (B,), and what is on it, (B, P, P, 4) in [0, 1], where known."""
-        view = torch.randint(self.matrix.shape[1], people.shape, generator=generator, device=people.device)
         of = people if len(self.matrix) > 1 else torch.zeros_like(people)
+        view = torch.multinomial(facing(self.matrix[of], self.config), 1, generator=generator)[:, 0]
         patches = draw_patches(self.matrix[of, view], self.intrinsics[of, view], self.size, self.config, generator)
         if self.pictures is None:
             return patches, None
@@ -132,17 +145,22 @@ def photographs(captures: str | Path, names: list[str], config: Config) -> Views
     folders = {folder.resolve().name: folder for folder in find_captures(captures)}
     if missing := [name for name in names if name not in folders]:
         raise DataError(f"{captures} has no capture of {missing[0]} ({len(missing)} are missing): give those fitted")
-    size, cameras, pictures, behind = config.upsampler.view, [], [], []
-    for name in names:
+    size = config.upsampler.view
+
+    def read(name: str) -> tuple[Cameras, Tensor, tuple]:
         capture = load_capture(folders[name])
         width, height, train = capture.cameras.width, capture.cameras.height, capture.held_out()[0]
         if width != height or width < size:
             wanted = f"squares of at least upsampler.view, {size}"
             raise DataError(f"{folders[name]} has pictures of {width}×{height}: give {wanted}")
-        if cameras and len(train) != len(cameras[0]):
-            raise DataError(f"{folders[name]} has {len(capture.images)} views, not as many as {folders[names[0]]}")
-        cameras.append(capture.cameras[train].resized(size, size))
         reduced = [Image.fromarray(image).resize((size, size), Image.Resampling.BOX) for image in capture.images[train]]
-        pictures.append(torch.from_numpy(np.stack(reduced)))  # PIL weighs colours by their alpha
-        behind.append((1.0, 1.0, 1.0) if capture.has_alpha else capture.background)
-    return Views(cameras, config.upsampler, torch.stack(pictures), torch.tensor(behind))
+        behind = (1.0, 1.0, 1.0) if capture.has_alpha else capture.background
+        pictures = torch.from_numpy(np.stack(reduced))  # PIL weighs colours by their alpha
+        return capture.cameras[train].resized(size, size), pictures, behind
+
+    with ThreadPoolExecutor() as pool:  # decoding PNG releases the interpreter
+        cameras, pictures, behind = zip(*pool.map(read, names), strict=True)
+    for name, one in zip(names, cameras, strict=True):
+        if len(one) != len(cameras[0]):
+            raise DataError(f"{folders[name]} has not as many views as {folders[names[0]]}")
+    return Views(list(cameras), config.upsampler, torch.stack(pictures), torch.tensor(behind))

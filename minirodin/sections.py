@@ -130,12 +130,13 @@ class BaseConfig:
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
-    diffusion: DiffusionConfig = field(
-        # Planes repeat themselves: at λ = −8 the noisy ones still show whose they are, as pure noise does not.
+    diffusion: DiffusionConfig = field(  # planes repeat themselves: at λ = −8 noisy ones still show whose they are
         default_factory=lambda: DiffusionConfig(schedule="cosine", shift=-1.0, log_snr_min=-14.0)
     )
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
     focus: float = 0.0  # power of what a texel does to pictures, by which its error is weighed; 0: all alike (E7)
+    perceptual_weight: float = 0.0  # of E19 on ŷ_0, for as many as `upsampler.rendered` of each part; 0: planes alone …
+    likeness_weight: float = 0.0  # … and of 1 − cos(z, the encoder's z of a frontal render); 0: not looked at
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # 2e-3 is worse
 
     def of_variant(self, variant: str) -> "BaseConfig":
@@ -172,6 +173,7 @@ class UpsamplerConfig:
     patch: int = 112  # pixels a side of the part of them that is rendered
     rendered: int = 4  # people of each part of a batch whose patches are rendered
     perceptual_weight: float = 0.2  # of E19 beside the plane loss
+    likeness_weight: float = 0.0  # of 1 − cos(z, encoder's z of a frontal render), beside these; 0: not looked at
     perceptual: str = ""  # network of E19: lpips-vgg | efficientnet-lite0; by default the best that is here
     face: tuple[float, ...] = (0.0, 0.02, 0.45)  # where patches fall most often, in the box: between eyes and mouth …
     face_radius: float = 0.3  # … and how far around; foreign data: (0, 0, 0) and 1

@@ -12,14 +12,14 @@ from torch import Tensor
 from minirodin.avatar import Avatar
 from minirodin.base_training import load_latents
 from minirodin.conditions import Conditions
-from minirodin.config import Config, RenderConfig, UpsamplerConfig
+from minirodin.config import Config, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, ConfigError, DataError
-from minirodin.patches import Patches, Views, photographs
+from minirodin.patches import Views, photographs
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import PictureLosses, encoder_beside
 from minirodin.plane_space import PEOPLE, PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
-from minirodin.render import Occupancy, occupancy_from_planes, render_rays
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
 from minirodin.streaming import PlaneSource, load_planes
 from minirodin.training import Trainer
@@ -27,56 +27,6 @@ from minirodin.triplane import resize_planes
 from minirodin.upsampler import KIND, Upsampler, augment, build_network, conditioned, detail_space, told
 
 PREVIEWS = 4
-
-
-def render_patches(
-    planes: Tensor,
-    decoder: TriplaneDecoder,
-    patches: Patches,
-    occupancy: Occupancy,
-    render: RenderConfig,
-    background: Tensor | None = None,
-) -> Tensor:
-    """What is seen on patches: planes (B, 3, C, R, R) → (B, 3, P, P), differentiable in the planes.
-
-    Args:
-        background: (B, 3); None: white.
-    """
-    behind = torch.ones(len(planes), 3, device=planes.device) if background is None else background
-    out = render_rays(planes, decoder, *patches.rays(), occupancy, render.bins, render.view_samples)
-    seen = out.over(behind[:, None]).clamp(0, 1)
-    return seen.unflatten(1, (patches.size, patches.size)).permute(0, 3, 1, 2)
-
-
-def perceptual_patch_loss(
-    planes: Tensor,
-    truth: Tensor,
-    decoder: TriplaneDecoder,
-    views: Views,
-    people: Tensor,
-    network: PerceptualDistance,
-    render: RenderConfig,
-    generator: torch.Generator,
-) -> Tensor:
-    """E19: Σ_l ‖Ψ^l(x̂) − Ψ^l(x)‖² of one patch of each person, (B,).
-
-    x̂ is rendered from the predicted planes through the frozen decoder, x is the photograph where there is one, else
-    rendered from the true planes. Both are sampled wherever either has matter, so that what one lacks is seen.
-
-    Args:
-        planes, truth: (B, 3, C, R, R) on the decoder's scale.
-        views: pictures and cameras; `people` (B,) are these people's places in them.
-    """
-    patches, photograph = views.draw(people, generator)
-    behind = views.behind(people)
-    with torch.no_grad():
-        a, b = (occupancy_from_planes(p, decoder, render.grid) for p in (planes.detach(), truth))
-        occupancy = Occupancy(torch.minimum(a.density, b.density), a.occupied | b.occupied)
-        if photograph is None:
-            seen = render_patches(truth, decoder, patches, occupancy, render, behind)
-        else:
-            seen = torch.lerp(behind[:, None, None], photograph[..., :3], photograph[..., 3:]).permute(0, 3, 1, 2)
-    return network(render_patches(planes, decoder, patches, occupancy, render, behind), seen)
 
 
 def train_upsampler(
@@ -98,7 +48,8 @@ def train_upsampler(
         validation: another such folder, under the same decoder, for the log and the previews.
         captures: the photographs of the people in `data`, to compare patches with; else with their fitted planes.
         base: folder of a base model, whose samples the upsampler is to take: conditions are then what it recalls of
-            noised planes (`conditions`), spoiled further (E18). One with latents needs `latents.safetensors`.
+            noised planes (`conditions`), spoiled further (E18). One with latents needs `latents.safetensors`. With
+            `upsampler.likeness_weight` its encoder lies beside it, as in a pipeline.
 
     Returns:
         The upsampler with averaged weights.
@@ -130,11 +81,14 @@ def train_upsampler(
     latents, encoder = load_latents(data, names, known) if known else (None, "")  # (S, K, Z)
     if conditions.latent and conditions.base.encoder != encoder:
         raise CheckpointError(f"{base} belongs to another encoder than the latents in {data}")
+    likeness = encoder_beside(base, encoder if width else "") if c.likeness_weight else None
     low, detail = spaces(source.first(PEOPLE), shared.decoder, config, conditions, latents)
     if not (low.weight.isfinite().all() and detail.weight.isfinite().all()):
         raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
     model = Upsampler(network, shared, config, low, detail, encoder if width else "")
     eyes = PerceptualDistance(c.perceptual or None) if c.perceptual_weight else None
+    seen_by = shared.decoder, config.render, views
+    looks = PictureLosses(*seen_by, eyes, c.perceptual_weight, likeness, c.likeness_weight)
     metadata = {
         "kind": KIND,
         "config": json.dumps(config.to_dict()),
@@ -153,7 +107,8 @@ def train_upsampler(
             versions = torch.randint(latents.shape[1], people.shape, generator=generator, device=people.device)
             z = latents[people, versions]
         small = conditions(truth, z, generator)
-        return upsampler_losses(model, network, truth, people, views, eyes, generator, z if width else None, small)
+        known = z if width else None
+        return upsampler_losses(model, network, truth, people, looks, generator, known, small)
 
     def batches(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return source.draw(number, generator, *trainer.place)
@@ -167,10 +122,9 @@ def train_upsampler(
         preview = _previews(model, out, unseen, unseen_latents, conditions)
     trainer = Trainer(network, losses, batches, c.train, out, metadata, extra, preview)
     model.to(trainer.device)
-    source, views = source.to(trainer.device), views.to(trainer.device)
+    source, looks = source.to(trainer.device), looks.to(trainer.device)
     latents = None if latents is None else latents.to(trainer.device)
     conditions.to(trainer.device)
-    eyes = eyes and eyes.to(trainer.device)
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
     trainer.run(show_progress)
@@ -183,8 +137,7 @@ def upsampler_losses(
     network: Callable[..., Tensor],
     truth: Tensor,
     people: Tensor,
-    views: Views,
-    eyes: PerceptualDistance | None,
+    looks: PictureLosses | None,
     generator: torch.Generator,
     latents: Tensor | None = None,
     small: Tensor | None = None,
@@ -193,13 +146,12 @@ def upsampler_losses(
 
     Args:
         network: that of the model, or what stands for it in training.
-        views: where E19 looks.
-        eyes: what it looks with; None: the plane loss alone.
+        looks: at pictures of `upsampler.rendered` of them, of any noise level; None: the plane loss alone.
         latents: z (B, Z), for a network with `unet.latent`; some are withheld (E14).
         small: the conditions (B, 3, C, r, r) on the decoder's scale; None: the true planes, reduced.
 
     Returns:
-        `loss` (scalar, to minimise), `simple` (B,), and `perceptual` of those who were rendered.
+        `loss` (scalar, to minimise), `simple` (B,), and what `looks` adds of those who were rendered.
     """
     config, c = model.config, model.config.upsampler
     small = resize_planes(truth, config.triplane.base_resolution) if small is None else small
@@ -217,14 +169,12 @@ def upsampler_losses(
 
     result = model.diffusion.losses(seen, model.detail.standardise(truth - enlarged), generator)
     result = {name: result[name] for name in ("loss", "simple")}
-    if eyes is None:
+    if looks is None:
         return result
     limit = config.fit.value_range
-    which = torch.randperm(len(people), generator=generator, device=people.device)[: c.rendered]  # of any noise level
+    which = torch.randperm(len(people), generator=generator, device=people.device)[: c.rendered]
     predicted = (enlarged[which] + model.detail.unstandardise(made[-1][which])).clamp(-limit, limit)
-    seen_by = views, people[which], eyes, config.render, generator
-    looked = perceptual_patch_loss(predicted, truth[which], model.shared.decoder, *seen_by)
-    return {**result, "loss": result["loss"] + c.perceptual_weight * looked.mean(), "perceptual": looked}
+    return looks.added_to(result, predicted, truth[which], people[which], generator, *(v[which] for v in condition))
 
 
 def spaces(
@@ -254,7 +204,7 @@ def spaces(
 def check_settings(config: UpsamplerConfig) -> None:
     """Raise `ConfigError` for what no other part looks at before it is too late."""
     augment = config.augment
-    above = {"perceptual_weight": config.perceptual_weight, "elsewhere": config.elsewhere}
+    above = {name: getattr(config, name) for name in ("perceptual_weight", "likeness_weight", "elsewhere")}
     above |= {"augment.blur": augment.blur, "augment.noise": augment.noise}
     wrong = [(name, value, "0 or more") for name, value in above.items() if not 0 <= value < math.inf]
     if not 0 < augment.smallest <= 1:
@@ -263,8 +213,8 @@ def check_settings(config: UpsamplerConfig) -> None:
         wrong.append(("face", config.face, "three numbers"))
     if not 0 < config.face_radius < math.inf:
         wrong.append(("face_radius", config.face_radius, "more than 0"))
-    if config.perceptual_weight and config.rendered < 1:
-        wrong.append(("rendered", config.rendered, "at least 1, or perceptual_weight 0"))
+    if (config.perceptual_weight or config.likeness_weight) and config.rendered < 1:
+        wrong.append(("rendered", config.rendered, "at least 1, or perceptual_weight and likeness_weight 0"))
     if config.view < 1:
         wrong.append(("view", config.view, "at least 1"))
     for name, value, wanted in wrong[:1]:

@@ -530,7 +530,7 @@ print(f"χ² = {chi:.0f} for 24 degrees of freedom; were all places alike, {flat
 
 # %%
 from minirodin.patches import Patches
-from minirodin.upsampler_training import render_patches
+from minirodin.picture_losses import render_patches
 
 person, front = Avatar(fitted[5], decoder, look), orbit_cameras(0, 5, 96)
 whole = to_rgb(person.views(front)[0]).cpu()
@@ -623,6 +623,7 @@ print("share of each plane that is reached:", ", ".join(f"{share:.0%}" for share
 from minirodin.config import TrainConfig
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import PictureLosses
 from minirodin.training import EMA, learning_rate
 from minirodin.upsampler_training import upsampler_losses
 
@@ -635,13 +636,16 @@ def learn(settings, steps, begin=None):
     network = model.network.train()
     if begin is not None:
         network.load_state_dict(begin.network.state_dict())
-    judge = PerceptualDistance().to(device) if settings.perceptual_weight else None
+    looks, weight = None, settings.perceptual_weight
+    if weight:
+        seen_by = model.shared.decoder, model.config.render, Views.around(settings)
+        looks = PictureLosses(*seen_by, PerceptualDistance(), weight).to(device)
     optimiser, average = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99)), EMA(network, 0.95)
-    views, generator = Views.around(settings).to(device), torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = learning_rate(step, schedule)
         who = torch.randint(len(seven), (2,), generator=generator, device=device)
-        upsampler_losses(model, network, seven[who], who, views, judge, generator)["loss"].backward()
+        upsampler_losses(model, network, seven[who], who, looks, generator)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

@@ -1,5 +1,6 @@
 """E13–E16 through the files: a base model with latents, the model over latents, and the pipeline of both."""
 
+import csv
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -12,15 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_base import TINY
 
-from minirodin import cli
+from minirodin import base_training, cli
 from minirodin.avatar import Avatar
 from minirodin.base import BaseModel, sample_people
 from minirodin.base_training import load_planes, train_base
 from minirodin.config import LatentConfig, TrainConfig
 from minirodin.diffusion import Diffusion
 from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.latent import ImageTextEncoder
 from minirodin.latent_diffusion import LatentModel, train_latent
 from minirodin.latents import Latents
+from minirodin.picture_losses import PictureLosses
 from minirodin.pipeline import RodinPipeline
 from minirodin.plane_space import PlaneSpace, visible_metric
 from minirodin.shards import FittedPlanes
@@ -93,6 +96,56 @@ def test_the_latent_of_each_person_goes_with_its_planes(people, tmp_path, monkey
     assert seen == set(known)  # every version of everybody
     share = 1 - sum(kept) / len(kept)
     assert abs(share - 0.2) < 4 * (0.2 * 0.8 / len(kept)) ** 0.5, share  # E14
+
+
+class Colours:
+    """An encoder by formula: what colours a picture has in its two halves, less a light grey."""
+
+    fingerprint, source, size = "E", "formula", 12
+    towers = property(lambda self: self)
+
+    def to(self, device):
+        return self
+
+    def images(self, pictures):
+        return F.adaptive_avg_pool2d(pictures, (2, 1)).flatten(1) - 0.9
+
+
+def test_pictures_are_of_those_who_are_clear_and_compared_with_their_own(people, tmp_path, monkeypatch):
+    """With hardly any noise what is predicted is the truth, whatever the network; with much nobody is looked at."""
+    planes, latents = load_planes(people, 8)[0].float(), Latents.load(people / "latents.safetensors").latents.float()
+    looked, added_to = [], PictureLosses.added_to
+
+    def spy(self, result, made, truth, who, generator, z, keep):
+        looked.append((made, truth, z, keep))
+        return added_to(self, result, made, truth, who, generator, z, keep)
+
+    monkeypatch.setattr(PictureLosses, "added_to", spy)
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
+    c = config(steps=4, batch=4)
+    pictured = replace(c.base, perceptual_weight=0.2, likeness_weight=0.3)
+    e19 = replace(c.upsampler, view=24, patch=12, rendered=3)
+
+    def train(out, low, high):
+        process = replace(c.base.diffusion, log_snr_min=low, log_snr_max=high)
+        given = replace(c, base=replace(pictured, diffusion=process), upsampler=e19)
+        train_base(people, given, tmp_path / out, show_progress=False)
+        return list(csv.DictReader((tmp_path / out / "log.csv").read_text().splitlines()))
+
+    rows = train("clear", 11.0, 14.0)
+    for made, truth, z, keep in looked:
+        assert len(made) == len(truth) == len(z) == len(keep) == 3
+        torch.testing.assert_close(made, truth, atol=0.02, rtol=0)
+        for one, own in zip(truth, z, strict=True):
+            (person,) = (i for i in range(len(planes)) if torch.equal(one, planes[i]))
+            assert any(torch.equal(own, version) for version in latents[person])
+    for row in ({k: float(v) for k, v in row.items() if v} for row in rows):
+        parts = row["simple"] + c.base.diffusion.vlb_weight * row["vlb"]
+        assert row["loss"] == pytest.approx(parts + 0.2 * row["perceptual"] + 0.3 * row["likeness"], rel=1e-4)
+        assert 0 <= row["perceptual"] < 0.05
+    assert len(looked) == 4
+    monkeypatch.setattr(base_training, "BELOW", -0.1)  # all are noisier than that
+    assert "likeness" not in train("noisy", 11.0, 14.0)[0] and len(looked) == 4
 
 
 def test_planes_without_latents_are_refused(fitted, people, tmp_path):

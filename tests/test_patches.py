@@ -15,11 +15,11 @@ from minirodin.avatar import to_rgb
 from minirodin.cameras import capture_cameras, load_capture, orbit_cameras, save_capture
 from minirodin.config import Config, RenderConfig, UpsamplerConfig
 from minirodin.errors import ConfigError, DataError
-from minirodin.patches import Patches, Views, draw_patches, importance
+from minirodin.patches import Patches, Views, draw_patches, facing, importance, photographs
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import perceptual_patch_loss, render_patches
 from minirodin.render import Occupancy, occupancy_from_planes, render_rays, render_views
 from minirodin.shards import FittedPlanes
-from minirodin.upsampler_training import perceptual_patch_loss, photographs, render_patches
 
 CONFIG = UpsamplerConfig(view=24, patch=12)
 RENDER = RenderConfig(grid=16, bins=48, samples=8, view_samples=48)
@@ -94,6 +94,15 @@ def test_patches_fall_most_often_on_the_face_from_behind_too_and_elsewhere_as_we
     face = cameras.project(torch.tensor([CONFIG.face]))[:, 0, :2]
     assert (middle - face).abs().max() <= 0.5 + 1e-4
     assert (lowest / highest).tolist() == pytest.approx([0.15 / 1.15] * 12, rel=0.05)  # the floor, under the peak too
+
+
+def test_pictures_are_looked_at_as_often_as_the_face_is_seen_on_them():
+    """Four cameras around a face straight ahead: in front, at the sides (a little behind it) and behind."""
+    views, number = Views(orbit_cameras([0, 90, 180, -90], 0, 24), replace(CONFIG, face=(0, 0, 0.4))), 4000
+    patches, _ = views.draw(torch.zeros(number, dtype=torch.long), torch.Generator().manual_seed(0))
+    drawn = (patches.matrix[:, None] == views.matrix).all((2, 3)).sum(0)
+    assert chisquare(drawn, number * torch.tensor([1.15, 0.15, 0.15, 0.15]) / 1.6).pvalue > 0.01
+    torch.testing.assert_close(facing(views.matrix, replace(CONFIG, face=(0, 0, 0))), torch.full((1, 4), 0.25))
 
 
 def test_patches_are_drawn_as_often_as_importance_says():
@@ -195,7 +204,7 @@ def test_photographs_that_do_not_fit_are_one_line(captures, tmp_path):
     meta = json.loads((tmp_path / "wide" / "transforms.json").read_text())
     (tmp_path / "wide" / "transforms.json").write_text(json.dumps(meta | {"w": 30}))
     cases = {
-        r"few has 3 views, not as many as .*one$": ["one", "few"],
+        r"few has not as many views as .*one$": ["one", "few"],
         r"wide has pictures of 30×24: give squares of at least upsampler.view, 24$": ["one", "wide"],
         r"small has pictures of 20×20: give squares of at least upsampler.view, 24$": ["small", "one"],
     }

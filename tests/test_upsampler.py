@@ -18,17 +18,20 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from minirodin import cli, upsampler, upsampler_training
 from minirodin.augmentation import read_augmentation, tune_augmentation
-from minirodin.avatar import Avatar, Origin
+from minirodin.avatar import Avatar, Origin, to_rgb
 from minirodin.base import BaseModel
 from minirodin.base_training import load_planes, train_base
+from minirodin.cameras import orbit_cameras
 from minirodin.conditions import Conditions
 from minirodin.config import AugmentConfig, BaseConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import alpha_sigma
 from minirodin.errors import CheckpointError, ConfigError, DataError
+from minirodin.latent import ImageTextEncoder
 from minirodin.latents import Latents
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
+from minirodin.picture_losses import PictureLosses, likeness_loss
 from minirodin.plane_space import PlaneSpace
 from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
 from minirodin.triplane import resize_planes
@@ -309,21 +312,22 @@ def test_the_losses_are_nil_for_a_network_that_knows(fitted, truth):
     model = untrained(fitted, augment=AugmentConfig(noise=0.5), rendered=2)
     spoiled, noise = augment(model.low.standardise(resize_planes(truth, 8)), model.config.upsampler.augment, seeded())
     detail = model.detail.standardise(truth - resize_planes(model.low.unstandardise(spoiled), 16))
-    looks = torch.arange(2), Views.around(TINY, 4), PerceptualDistance("efficientnet-lite0")
+    eyes, people = PerceptualDistance("efficientnet-lite0"), torch.arange(2)
+    looks = PictureLosses(model.shared.decoder, model.config.render, Views.around(TINY, 4), eyes, 0.2)
     network = Knows(detail)
-    losses = upsampler_losses(model, network, truth, *looks, seeded())
+    losses = upsampler_losses(model, network, truth, people, looks, seeded())
     ((x, levels),) = network.calls
     torch.testing.assert_close(x[:, :, 4:], resize_planes(spoiled, 16))
     torch.testing.assert_close(levels[:, 1], -2 * noise.log())
     assert all(value.abs().max() < 1e-6 for value in losses.values())
     network.detail = (detail + 20 * randn(*detail.shape)).requires_grad_(True)
-    losses = upsampler_losses(model, network, truth, *looks, seeded())
+    losses = upsampler_losses(model, network, truth, people, looks, seeded())
     simple, perceptual = losses["simple"].detach(), losses["perceptual"].detach()
     assert simple.tolist() == pytest.approx([400] * 2, rel=0.1) and perceptual.shape == (2,) and perceptual.min() > 1e-3
     torch.testing.assert_close(losses["loss"].detach(), simple.mean() + 0.2 * perceptual.mean())
     (gradient,) = torch.autograd.grad(losses["perceptual"].sum(), network.detail)
     assert (gradient.abs().amax((2, 3, 4)) > 1e-7).all()
-    alone = upsampler_losses(model, network, truth, *looks[:2], None, seeded())
+    alone = upsampler_losses(model, network, truth, people, None, seeded())
     assert set(alone) == {"loss", "simple"} and torch.equal(alone["loss"], alone["simple"].mean())
 
 
@@ -541,7 +545,7 @@ SETTINGS = {
     "elsewhere is -0.1": {"elsewhere": -0.1},
     "elsewhere is nan": {"elsewhere": np.nan},
     "perceptual_weight is -1": {"perceptual_weight": -1},
-    "rendered is 0: give at least 1, or perceptual_weight 0": {"rendered": 0},
+    "rendered is 0: give at least 1, or perceptual_weight and likeness_weight 0": {"rendered": 0},
     r"face is \(0.0, 1.0\): give three numbers": {"face": (0.0, 1.0)},
     r"face is \(0.0, 1.0, nan\)": {"face": (0.0, 1.0, np.nan)},
     "face_radius is 0": {"face_radius": 0.0},
@@ -753,3 +757,55 @@ def test_a_base_model_that_does_not_belong_is_one_line(fitted, known, artist, tm
     narrow = config(unet=replace(TINY.unet, latent=Z + 1))
     said = f"latents of {Z} numbers, upsampler.unet.latent is {Z + 1}"
     refused(said, train_upsampler, known, narrow, tmp_path / "b", **call)
+
+
+# -- likeness -------------------------------------------------------------------------------------------------------
+
+
+class Colours:
+    """An encoder by formula: what colours a picture has in three parts of it, less grey."""
+
+    fingerprint, source, size = "E", "formula", 12
+
+    @property
+    def towers(self):
+        return self
+
+    def to(self, device):
+        return self
+
+    def images(self, pictures):
+        return torch.nn.functional.adaptive_avg_pool2d(pictures, (2, 1)).flatten(1) - 0.9
+
+
+def test_likeness_is_nil_for_whom_the_latent_means_and_reaches_all_planes(fitted, truth):
+    shared, encoder = FittedPlanes(fitted).decoder, Colours()
+    camera, render = orbit_cameras(0, 0, 12), shared.config.render
+    people = [Avatar(p, shared.decoder, shared.config) for p in truth]
+    own = encoder.images(torch.cat([to_rgb(one.views(camera)).permute(0, 3, 1, 2) for one in people]))
+    planes = truth.clone().requires_grad_(True)
+    loss = likeness_loss(planes, own, shared.decoder, encoder, render)
+    assert loss.shape == (2,) and loss.max() < 1e-5
+    wrong = likeness_loss(planes, randn(2, Z), shared.decoder, encoder, render)
+    assert wrong.min() > 1e-3
+    (gradient,) = torch.autograd.grad(wrong.sum(), planes)
+    assert (gradient.abs().amax((2, 3, 4)) > 0).all()
+
+
+def test_people_become_like_their_latents_in_training(known, artist, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
+    c = config(unet=KNOWING, perceptual_weight=0.0, likeness_weight=1.0)
+    train_upsampler(known, c, tmp_path / "out", show_progress=False, base=artist)
+    rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
+    assert all(0 <= float(row["likeness"]) <= 2 for row in rows) and "perceptual" not in rows[0]
+    parts = [float(row["loss"]) - float(row["simple"]) for row in rows]
+    assert parts == pytest.approx([float(row["likeness"]) for row in rows], rel=1e-4)
+
+
+def test_likeness_without_what_it_needs_is_one_line(known, artist, tmp_path, monkeypatch):
+    c, call = config(unet=KNOWING, likeness_weight=1.0), {"show_progress": False}
+    refused("is about latents", train_upsampler, known, c, tmp_path / "a", **call, kind=ConfigError)
+    refused("neither a folder", train_upsampler, known, c, tmp_path / "b", **call, base=artist)
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
+    monkeypatch.setattr(Colours, "fingerprint", "F")
+    refused("another encoder than", train_upsampler, known, c, tmp_path / "c", **call, base=artist)

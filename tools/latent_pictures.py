@@ -75,7 +75,7 @@ def figures(out: Path, results: Path = Path("results/latent.json")) -> None:
     """The identity of avatars made of portraits against strangers', and what guidance buys and costs."""
     out.mkdir(parents=True, exist_ok=True)
     portraits = json.loads(results.read_text(encoding="utf-8"))["portraits"]
-    scales = {float(scale): row for scale, row in portraits["scales"].items()}
+    scales = dict(sorted((float(scale), row) for scale, row in portraits["scales"].items()))
     chosen = min(scales, key=lambda scale: abs(scale - 1.5))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(11, 2.8))

@@ -4,9 +4,10 @@
 # people: TRAIN + VALIDATION people of VIEWS views, and their planes of full size under DECODER, each CHUNK fitted while others are
 # made, and their latents by ENCODER; samples: the validation people as BASE, the base model, makes them of their latents; tune: how
 # strongly planes are spoiled to look like these; train: VARIANTS: `plain` (E17 alone), `perceptual` (with E19), `spoiled` (with E18
-# too, as tuned), `recalled` (with E19, conditions that BASE recalls of noised planes, and latents); clean: validation people, reduced and made large
-# again by each and by interpolation, on held-out views; generated: those of BASE, before and after, compared with real people;
-# pictures: what comes out; bench: what it costs, on a machine that does nothing else.
+# too, as tuned), `recalled` (with E19, conditions that BASE recalls of noised planes, and latents), `recalled_alike` (and LIKENESS to
+# these, as the encoder beside BASE sees it); clean: validation people, reduced and made large again by each and by interpolation, on
+# held-out views; generated: those of BASE, before and after, compared with real people; pictures: what comes out; bench: what it
+# costs, on a machine that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS, GPUS and PYTHON change the rest; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
@@ -20,6 +21,7 @@ train_flags=${TRAIN_FLAGS:-} variants=(${VARIANTS:-plain perceptual spoiled reca
 python=${PYTHON:-python3} runs=$(realpath -m "$RUNS") tools=$(dirname "$0")
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
 fitted=$runs/fitted known=$runs/fitted/validation/latents.safetensors captures=$runs/people/made none="--upsampler.augment.smallest 1 --upsampler.augment.blur 0 --upsampler.augment.noise 0"
+recalled="$none --base $base --upsampler.unet.latent 512"
 mkdir -p "$out" "$runs"
 minirodin() { "$python" -m minirodin "$@"; }
 each() {  # COMMAND WORD…: COMMAND WORD for every word, the next on whichever GPU is free
@@ -41,7 +43,8 @@ train_one() {
     plain) flags="$none --upsampler.perceptual-weight 0" ;;
     perceptual) flags=$none ;;
     spoiled) flags="--augmentation $runs/tuned/augmentation.json" ;;
-    recalled) flags="$none --base $base --upsampler.unet.latent 512" ;;
+    recalled) flags=$recalled ;;
+    recalled_alike) flags="$recalled --upsampler.likeness-weight ${LIKENESS:-0.5}" ;;
     *) echo "unknown variant $1" >&2; return 1 ;;
   esac
   minirodin train upsampler --data "$fitted/train" --validation "$fitted/validation" --captures "$captures" --preset "$preset" --out "$runs/$1" $flags $train_flags &&
@@ -51,7 +54,7 @@ train() { each train_one "${variants[@]}"; }
 upsampled() {  # VARIANT PEOPLE OUT FLAG…: what interpolation makes is that of no steps, by whichever model
   local model=$1 more=(--steps 10)
   [ "$1" != interpolated ] || model=$first more=(--steps 0)
-  [ "$model" != recalled ] || more+=(--latents "$known")
+  [[ $model != recalled* ]] || more+=(--latents "$known")
   minirodin upsample "$2" --model "$runs/$model" --out "$3" "${more[@]}" "${@:4}"
 }
 clean_one() {
@@ -92,7 +95,7 @@ pictures() {
 bench() { minirodin bench upsampler --preset "$preset" --out "$out/bench_upsampler.json" >/dev/null; }
 export -f minirodin say train_one upsampled clean_one generated_one
 first=${variants[0]}
-export out runs python preset base fitted known captures train_flags none first
+export out runs python preset fitted known captures train_flags none recalled first
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"

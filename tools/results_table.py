@@ -4,6 +4,7 @@ python tools/results_table.py        # rewrites README.md between its two marker
 """
 
 import json
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,8 @@ ASKED = ("hair_color", "hair_style", "glasses", "hat", "facial_hair")
 FOUND = ("image_to_text.recall@1", "image_to_text.true@1")
 NAMED = tuple(f"attributes.{name}.accuracy" for name in ASKED)
 BY_SAMPLER = tuple(f"samples.aware-{name}.frechet" for name in SAMPLERS)
+GUIDED = "portraits.scales[1.5]."
+OTHERWISE = ("portraits.scales.1.agreement.mean", "portraits.scales.0.agreement.mean")
 # What is shown, the file, where in it (once or more), how, and what was aimed at. A row appears when its file exists.
 ROWS = (
     ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
@@ -93,6 +96,13 @@ ROWS = (
     ("encoder, zero-shot, mean of 24 attributes", "encoder.json", "mean", "{:.1%}", "reported"),
     ("a picture's caption among 512: its own, a true one", "encoder.json", FOUND, "{:.1%}, {:.1%}", "reported"),
     ("attribute classifier, mean of 18 attributes", "classifier.json", "mean", "{:.1%}", "reported"),
+    ("avatars of 64 unseen portraits: attributes agree", "latent.json", GUIDED + "agreement.mean", "{:.1%}", "≥ 85 %"),
+    ("the same of the portraits themselves", "latent.json", "portraits.real.mean", "{:.1%}", ""),
+    ("without guidance, and of nobody", "latent.json", OTHERWISE, "{:.1%}, {:.1%}", ""),
+    ("recognised among the 64 by the encoder", "latent.json", GUIDED + "recognised", "{:.1%}", "reported"),
+    ("avatars of 200 prompts: what they claim", "latent.json", "texts.mean", "{:.1%}", "≥ 80 %"),
+    ("edits: changed as asked", "latent.json", "edits.mean.changed", "{:.1%}", "≥ 80 %"),
+    ("edits: all else kept", "latent.json", "edits.mean.kept", "{:.1%}", "≥ 85 %"),
     ("upsampling to 256², 10 steps", "bench_upsampler.json", "seconds_an_avatar", "{:.2f} s", ""),
     ("upsampling to 256², 10 steps", "bench_upsampler_cpu.json", "seconds_an_avatar", "{:.0f} s", "≤ 40"),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
@@ -114,8 +124,8 @@ def results_table(folder: Path = ROOT / "results") -> str:
 
 
 def _at(value, path: str) -> float | None:
-    """The number at a.b.c of nested dictionaries and lists."""
-    for key in path.split("."):
+    """The number at a.b[1.5].c of nested dictionaries and lists."""
+    for key in re.findall(r"(?<=\[)[^\]]+|[^.[\]]+", path):
         if isinstance(value, list):  # the study's settings by name, others by their place
             value = {row.get("setting", str(i)): row for i, row in enumerate(value)}
         value = value.get(key) if isinstance(value, dict) else None
