@@ -130,8 +130,7 @@ class BaseConfig:
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     plain_channels: tuple[int, ...] = (64, 144, 208, 256)  # baseline and rollout: as many parameters as `aware`
-    diffusion: DiffusionConfig = field(
-        # Planes repeat themselves: at λ = −8 the noisy ones still show whose they are, as pure noise does not.
+    diffusion: DiffusionConfig = field(  # planes repeat themselves: at λ = −8 noisy ones still show whose they are
         default_factory=lambda: DiffusionConfig(schedule="cosine", shift=-1.0, log_snr_min=-14.0)
     )
     visible: bool = True  # measure channels by what they do to pictures (`plane_space`); else all alike
