@@ -27,6 +27,7 @@ from minirodin.render import Occupancy, occupancy_from_planes
 from minirodin.shards import FittedPlanes, SharedDecoder, atomic_save, fingerprint, read_tensors
 from minirodin.triplane import plane_statistics, resize_planes
 
+SHARED = ".resume-shared.safetensors"  # the state of stage one
 PATIENCE = 30.0  # seconds that a fit waits for others that begin in the same folder
 
 
@@ -272,6 +273,7 @@ def fit_subjects(
         _check_same_domain(shared, config, done)
         if not done.has_decoder:
             shared.save(out / "decoder.safetensors")
+    (out / SHARED).unlink(missing_ok=True)  # where a run was killed with nothing left to do but this
     # The partition depends on the data alone, so that ranks and restarts agree on it.
     groups = [names[i : i + config.fit.group] for i in range(0, len(names), config.fit.group)]
     failed, known = None, [name for name, fault in done.skipped.items() if fault.get("of") == "planes"]
@@ -291,7 +293,7 @@ def _learn_decoder(
     names: list[str], captures: dict, config: Config, done: FittedPlanes, device: torch.device, show_progress: bool
 ) -> FittedPlanes:
     """Stage one, into an empty folder."""
-    resume = done.folder / ".resume-shared.safetensors"
+    resume = done.folder / SHARED
     fitter = _make_fitter(names, captures, config, device, None)
     fitter.run(resume, show_progress)
     planes = fitter.planes()

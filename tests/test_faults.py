@@ -214,8 +214,11 @@ def test_fits_into_one_folder_share_no_subject(captures, fitted, tmp_path, monke
         assert fit_subjects([two], decoder=decoder, **rest).names == ["two"]
         with pytest.raises(MinirodinError, match="being written by process"):
             fit_subjects([one], decoder=decoder, **rest)
-    with another(tmp_path, "decoder"), pytest.raises(MinirodinError, match="being written by process"):
-        fit_subjects([one], decoder=decoder, **rest)  # it is not known yet which decoder will be there
+    new = {**rest, "out": tmp_path / "new"}
+    with another(new["out"], "decoder"), pytest.raises(MinirodinError, match="being written by process"):
+        fit_subjects([one], decoder=decoder, **new)  # it is not known yet which decoder will be there
+    (new["out"] / ".decoder.lock").unlink()
+    new["out"].rmdir()
     assert sorted(fit_subjects([one], decoder=decoder, **rest).names) == ["one", "two"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         *("decoder.safetensors", "planes-one.safetensors", "planes-two.safetensors")
@@ -334,6 +337,14 @@ def test_one_whose_planes_become_nan_is_skipped(three, bad, tmp_path, monkeypatc
     monkeypatch.undo()
     (made.folder / f"skipped-s{bad}.json").unlink()
     assert len(fit(three, tmp_path / "made")) == 3 and not FittedPlanes(made.folder).skipped
+
+
+def test_the_state_of_stage_one_is_not_left(three, tmp_path):
+    """Where it was killed between the decoder, which it writes last, and this."""
+    fit(three, tmp_path)
+    (tmp_path / fitting.SHARED).touch()
+    fit(three, tmp_path)
+    assert not (tmp_path / fitting.SHARED).exists()
 
 
 def test_nobody_can_be_fitted(three, tmp_path, monkeypatch):

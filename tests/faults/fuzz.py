@@ -185,6 +185,16 @@ def spoil_json(value, rng: random.Random):
     return rng.choice(VALUES)
 
 
+def enlarged(config: dict, rng: random.Random) -> dict:
+    """Settings of something that no machine holds, or builds in good time."""
+    section = config[rng.choice(("triplane", "decoder", "render", "base", "upsampler", "refiner", "encoder", "latent"))]
+    section = section.get("unet", section)
+    name = rng.choice([key for key, value in section.items() if type(value) in (int, list)])
+    times = rng.choice((100, 1000, 10**5))
+    section[name] = [n * times for n in section[name]] if isinstance(section[name], list) else section[name] * times
+    return config
+
+
 def spoil_header(data: bytes, rng: random.Random) -> bytes:
     """A safetensors file whose header says something else; mostly without hashes, as an enemy would leave them out."""
     size = int.from_bytes(data[:8], "little")
@@ -193,7 +203,8 @@ def spoil_header(data: bytes, rng: random.Random) -> bytes:
         header["__metadata__"].pop("sha256", None)
     part = rng.choice(("__metadata__", "__metadata__", *header))
     if part == "__metadata__" and "config" in header[part] and rng.random() < 0.8:
-        header[part]["config"] = json.dumps(spoil_json(json.loads(header[part]["config"]), rng))
+        config = json.loads(header[part]["config"])
+        header[part]["config"] = json.dumps(enlarged(config, rng) if rng.random() < 0.4 else spoil_json(config, rng))
     elif isinstance(header.get(part), dict):
         header[part] = spoil_json(header[part], rng)
     text = json.dumps(header).encode()

@@ -50,6 +50,7 @@ from minirodin.classifier import train_classifier
 from minirodin.config import ClassifierConfig, EncoderConfig, LatentConfig, TrainConfig
 from minirodin.encoder_training import train_encoder
 from minirodin.fitting import fit_subjects
+from minirodin.latent import import_open_clip
 from minirodin.latent_diffusion import train_latent
 from minirodin.latents import Latents
 from minirodin.refiner_training import train_refiner
@@ -149,6 +150,7 @@ def start(make: Callable[[Path], object], out: Path, log: Path, save: int | None
         os.setpgid(0, 0)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1), os.dup2(output, 2)
+        torch.set_num_threads(1)  # renews the pool that a fork spoils, before several threads do so at once
         moments = watch_saving(save)
         make(out)
         out.with_name(out.name + ".moments").write_text(str(len(moments)))
@@ -249,8 +251,9 @@ def broken(make: Callable, whole: Path, kills: int, seconds: float, moments: int
 
 
 def quick() -> None:
-    """Leave out what takes longer than to learn: pictures."""
+    """Leave out what takes longer than to learn: pictures, and an import in every process."""
     torch.set_num_threads(1)
+    import_open_clip()
     base_training.PREVIEWS = 2
     training.save_curves = lambda curves, path, **more: None
     base.contact_sheet = lambda pictures, columns, path: None
