@@ -1014,7 +1014,8 @@ photo(show_images([np.asarray(Image.open(io.BytesIO(png))) for png in frames], t
 # %%
 judged = Path("../results/latent.json")
 results = json.loads(judged.read_text()) if judged.exists() else {}
-for scale, row in results.get("portraits", {}).get("scales", {}).items():
+scales = results.get("portraits", {}).get("scales", {})
+for scale, row in sorted(scales.items(), key=lambda item: float(item[0])):
     print(f"scale {scale}: attributes as asked {row['agreement']['mean']:.1%}, recognised {row['recognised']:.1%}")
 print("measured by tools/measure_latent.sh" if results else "not measured yet: tools/measure_latent.sh")
 
