@@ -530,7 +530,7 @@ print(f"χ² = {chi:.0f} for 24 degrees of freedom; were all places alike, {flat
 
 # %%
 from minirodin.patches import Patches
-from minirodin.picture_losses import render_patches
+from minirodin.picture_losses import PictureLosses, render_patches
 
 person, front = Avatar(fitted[5], decoder, look), orbit_cameras(0, 5, 96)
 whole = to_rgb(person.views(front)[0]).cpu()
@@ -623,7 +623,6 @@ print("share of each plane that is reached:", ", ".join(f"{share:.0%}" for share
 from minirodin.config import TrainConfig
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
-from minirodin.picture_losses import PictureLosses
 from minirodin.training import EMA, learning_rate
 from minirodin.upsampler_training import upsampler_losses
 
@@ -636,10 +635,8 @@ def learn(settings, steps, begin=None):
     network = model.network.train()
     if begin is not None:
         network.load_state_dict(begin.network.state_dict())
-    looks, weight = None, settings.perceptual_weight
-    if weight:
-        seen_by = model.shared.decoder, model.config.render, Views.around(settings)
-        looks = PictureLosses(*seen_by, PerceptualDistance(), weight).to(device)
+    seen_by, weight = (model.shared.decoder, model.config.render, Views.around(settings)), settings.perceptual_weight
+    looks = PictureLosses(*seen_by, PerceptualDistance(), weight).to(device) if weight else None
     optimiser, average = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99)), EMA(network, 0.95)
     generator = torch.Generator(device).manual_seed(seed)
     for step in range(steps):
