@@ -632,13 +632,12 @@ clean_conditions = AugmentConfig(smallest=1.0, blur=0.0, noise=0.0)
 def learn(settings, steps, begin=None):
     """An upsampler of these settings, trained; from where another one has got."""
     model, schedule = newborn(settings), TrainConfig(steps=steps, lr=4e-3, warmup=10)
-    network = model.network.train()
+    network, generator = model.network.train(), torch.Generator(device).manual_seed(seed)
     if begin is not None:
         network.load_state_dict(begin.network.state_dict())
     seen_by, weight = (model.shared.decoder, model.config.render, Views.around(settings)), settings.perceptual_weight
     looks = PictureLosses(*seen_by, PerceptualDistance(), weight).to(device) if weight else None
     optimiser, average = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99)), EMA(network, 0.95)
-    generator = torch.Generator(device).manual_seed(seed)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = learning_rate(step, schedule)
         who = torch.randint(len(seven), (2,), generator=generator, device=device)
