@@ -793,6 +793,31 @@ def test_likeness_is_nil_for_whom_the_latent_means_and_reaches_all_planes(fitted
     assert (gradient.abs().amax((2, 3, 4)) > 0).all()
 
 
+def test_who_was_nobody_may_look_like_anybody(fitted, truth):
+    shared, people = FittedPlanes(fitted).decoder, torch.arange(2)
+    looks = PictureLosses(shared.decoder, shared.config.render, None, encoder=Colours(), likeness_weight=2.0)
+    keep, before = torch.tensor([True, False]), {"loss": torch.tensor(1.0)}
+    found = looks.added_to(before, truth, truth, people, seeded(), randn(2, Z), keep)
+    assert found["likeness"][0] > 1e-3 and found["likeness"][1] == 0
+    assert float(found["loss"]) == pytest.approx(1 + float(found["likeness"][0]))
+
+
+def test_those_who_are_looked_at_keep_their_own(knowing, truth):
+    seen, z = [], randn(2, Z)
+
+    class Looks:
+        def added_to(self, result, planes, own, people, generator, latents, keep):
+            seen.extend(zip(own, people.tolist(), latents, strict=True))
+            return result
+
+    for seed in range(8):  # one of the two each
+        upsampler_losses(knowing, knowing.network, truth, torch.tensor([5, 7]), Looks(), seeded(seed), z)
+    for own, person, latent in seen:
+        i = [5, 7].index(person)
+        assert torch.equal(own, truth[i]) and torch.equal(latent, z[i])
+    assert {person for _, person, _ in seen} == {5, 7} and len(seen) == 8
+
+
 def test_people_become_like_their_latents_in_training(known, artist, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
     c = config(unet=KNOWING, perceptual_weight=0.0, likeness_weight=1.0)
