@@ -12,7 +12,7 @@ from torch import Tensor
 from minirodin.base import KIND, BaseModel, build_unet
 from minirodin.conditions import BELOW
 from minirodin.config import Config
-from minirodin.errors import CheckpointError, DataError
+from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
 from minirodin.picture_losses import PictureLosses, encoder_beside
@@ -107,6 +107,12 @@ def train_base(
     model, looks = BaseModel(network, shared, config, space, encoder), None
     if config.base.perceptual_weight or config.base.likeness_weight:
         c = config.base
+        if not (c.perceptual_weight >= 0 and c.likeness_weight >= 0 and c.rendered >= 1):
+            weights = f"{c.perceptual_weight} and {c.likeness_weight}"
+            raise ConfigError(
+                f"base.perceptual_weight and likeness_weight are {weights}, base.rendered {c.rendered}: "
+                "give weights of 0 or more, and at least 1 to render"
+            )
         eyes = PerceptualDistance(e19.perceptual or None) if c.perceptual_weight else None
         likeness = encoder_beside(out, encoder) if c.likeness_weight else None
         seen_by = shared.decoder, config.render, Views.around(e19)

@@ -148,6 +148,17 @@ def test_pictures_are_of_those_who_are_clear_and_compared_with_their_own(people,
     assert "likeness" not in train("noisy", 11.0, 14.0)[0] and len(looked) == 4
 
 
+@pytest.mark.parametrize("wrong", [{"rendered": 0}, {"likeness_weight": -1.0}, {"perceptual_weight": float("nan")}])
+def test_pictures_that_cannot_be_asked_for_are_one_line(people, tmp_path, wrong):
+    given = config()
+    given = replace(given, base=replace(given.base, **{"perceptual_weight": 0.1, **wrong}))
+    with pytest.raises(ConfigError, match=r"^base\.perceptual_weight and likeness_weight are .*$"):
+        train_base(people, given, tmp_path, show_progress=False)
+    with pytest.raises(ConfigError, match="is about latents"):  # of nobody nobody can be like
+        nobody = replace(TINY, likeness_weight=0.1)
+        train_base(people, replace(given, base=nobody), tmp_path, show_progress=False)
+
+
 def test_planes_without_latents_are_refused(fitted, people, tmp_path):
     with pytest.raises(DataError, match="minirodin encode"):
         train_base(fitted, config(), tmp_path / "a", show_progress=False)
