@@ -45,7 +45,6 @@ class Plan:
     base_rays: int  # a subject and step of fitting planes of the base model's size …
     base_steps: int  # … for each group …
     base_variation: float  # … less smooth than others, or faces lose their eyes
-    looks: tuple[float, float]  # weights of E19 and of likeness on pictures of the base model's ŷ₀; 0: planes alone
     samples: int  # people drawn from the base model
     judged: int  # portraits, and prompts
     scales: tuple[float, ...]  # of guidance, at which portraits are judged
@@ -65,43 +64,46 @@ class Steps:
     refiner: int
 
 
-RECIPES = {
+RECIPES = {  # and what the base model's loss has beside the preset's
     "smoke": (
         Plan(
             portraits=Portraits(8, 4, 2, 64),
             **{"base": People(6, 4, 10, 256, 1, 8), "upsampler": People(6, 4, 10, 256, 1, 8)},
             **{"refiner": People(3, 2, 10, 256, 1, 4), "decoder": 4},
-            **{"base_rays": 256, "base_steps": 60, "base_variation": 0.1, "looks": (0.0, 0.0)},
+            **{"base_rays": 256, "base_steps": 60, "base_variation": 0.1},
             **{"samples": 4, "judged": 2, "scales": (1.5,), "calls": 4, "picture": 64},
         ),
         Steps(encoder=40, classifier=40, base=40, latent=100, upsampler=8, refiner=20),
+        {},
     ),
     "small": (  # about an hour on one GPU, by the rates that were measured of single stages (README)
         Plan(
             portraits=Portraits(3000, 256, 4, 144),
             **{"base": People(1024, 64, 24, 128, 1, 128), "upsampler": People(192, 32, 32, 256, 2, 64)},
             **{"refiner": People(48, 16, 24, 1024, 2, 16), "decoder": 192},
-            **{"base_rays": 1024, "base_steps": 1000, "base_variation": 0.1, "looks": (0.1, 0.3)},
+            **{"base_rays": 1024, "base_steps": 1000, "base_variation": 0.1},
             **{"samples": 64, "judged": 64, "scales": (1.5, 3.0), "calls": 25, "picture": 224},
         ),
         Steps(encoder=2000, classifier=1500, base=4000, latent=6000, upsampler=2500, refiner=2500),
+        {"focus": 1.0, "perceptual_weight": 0.1, "likeness_weight": 0.3},  # what taught faces (README)
     ),
     "full": (
         Plan(
             portraits=Portraits(100_000, 2048, 8, 256),
             **{"base": People(100_000, 1024, 300, 256, 2, 64), "upsampler": People(20_000, 512, 300, 256, 2, 64)},
             **{"refiner": People(2000, 128, 100, 1024, 2, 8), "decoder": 1024},
-            **{"base_rays": 2048, "base_steps": 2000, "base_variation": 0.1, "looks": (0.0, 0.0)},
+            **{"base_rays": 2048, "base_steps": 2000, "base_variation": 0.1},
             **{"samples": 1024, "judged": 1024, "scales": (1.0, 1.5, 2.0, 3.0), "calls": 100, "picture": 224},
         ),
         Steps(encoder=60_000, classifier=20_000, base=500_000, latent=100_000, upsampler=300_000, refiner=100_000),
+        {},
     ),
 }
 
 
 def recipe(name: str) -> dict[str, Config | Plan]:
     """What a preset comes to here (an unknown one: `small`): `config` and `plan`, the defaults of all flags."""
-    config, (plan, steps) = PRESETS.get(name, PRESETS["small"]), RECIPES.get(name, RECIPES["small"])
+    config, (plan, steps, losses) = PRESETS.get(name, PRESETS["small"]), RECIPES.get(name, RECIPES["small"])
     for part, count in dataclasses.asdict(steps).items():
         network = getattr(config, part)
         often = min(network.train.checkpoint_every, 500)
@@ -109,9 +111,7 @@ def recipe(name: str) -> dict[str, Config | Plan]:
         config = replace(config, **{part: replace(network, train=train)})
     base = config.base  # conditioned (E13); what it adds beyond λ = 0 makes people less like their portraits (README)
     unet, diffusion = replace(base.unet, latent=config.encoder.dimensions), replace(base.diffusion, log_snr_stop=0.0)
-    base, (e19, likeness) = replace(base, unet=unet, diffusion=diffusion), plan.looks
-    if any(plan.looks):
-        base = replace(base, focus=1.0, perceptual_weight=e19, likeness_weight=likeness)
+    base = replace(base, unet=unet, diffusion=diffusion, **losses)
     return {"config": replace(config, base=base), "plan": plan}
 
 
