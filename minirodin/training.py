@@ -7,6 +7,7 @@ optimiser and k: a run that was killed and started again ends with the same weig
 import csv
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -99,7 +100,9 @@ class Trainer:
         self.losses, self.batches, self.preview = losses, batches, preview
         self.step, self.at, self.rows, self.seconds = 0, 0, [], 0.0
         with self._others_alive():
-            self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+            gpu = torch.cuda.is_available()
+            together = not gpu and "RANK" in os.environ  # processes on CPUs find each other only when that is said
+            self.accelerator = Accelerator(cpu=together, mixed_precision="bf16" if gpu else "no")
         self.device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.steps < 1 or config.batch < 1 or config.batch % (ranks * config.accumulate):
             parts = f"{ranks} processes × {config.accumulate} parts"

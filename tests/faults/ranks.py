@@ -38,7 +38,7 @@ PACE = 0.004  # seconds that a batch takes
 def learn(out: Path, rank: int, port: int, steps: int) -> None:
     """One of the two processes, as the command line would be: a mistake is one line and exit code 2."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in where.items()}, ACCELERATE_USE_CPU="1")
+    os.environ.update({name: str(value) for name, value in where.items()})
     work(out, steps)
 
 
@@ -129,8 +129,7 @@ def run_torchrun(say=print) -> list[str]:
         out = Path(scratch) / "out"
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
         command += [str(free_port()), __file__, "--work", str(out)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-        first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while not (out / "resume.safetensors").exists() and first.poll() is None:
             time.sleep(0.05)
         ranks = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
@@ -138,7 +137,7 @@ def run_torchrun(say=print) -> list[str]:
         started = time.monotonic()
         said = first.communicate(timeout=120)[0]
         seconds = time.monotonic() - started
-        again = subprocess.run(command, env=environment, capture_output=True, text=True)
+        again = subprocess.run(command, capture_output=True, text=True)
         ok = first.returncode != 0 and again.returncode == 0 and (out / "model.safetensors").exists()
         say(f"torchrun ended after {seconds:.1f} s with {first.returncode}; restarted: {again.returncode}")
         return [] if ok else [f"{said[-1500:]} {again.stderr[-1500:]}"]
