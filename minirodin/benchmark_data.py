@@ -81,18 +81,19 @@ def _stream(folder: Path, config: Config, cache: float, epochs: int) -> tuple[li
     """Peaks of memory, in MiB, and people a second; run in a process that has done nothing before."""
     torch.set_num_threads(1)
     train = replace(config.base.train, cache=cache)
-    peaks, generator = [_peak()], torch.Generator().manual_seed(0)
+    peaks, generator = [peak_host_memory()], torch.Generator().manual_seed(0)
     people = PlaneSource(folder, config.triplane.base_resolution, train)
     batches = epochs * len(people) // train.batch
     start = time.perf_counter()
     for turn in range(batches):
         people.draw(train.batch, generator, turn)
         if 10 * (turn + 1) // batches > 10 * turn // batches:
-            peaks.append(_peak())
+            peaks.append(peak_host_memory())
     return peaks, batches * train.batch / (time.perf_counter() - start)
 
 
-def _peak() -> float:
+def peak_host_memory() -> float:
+    """The most that this process has ever held, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where getrusage tells of the process that started this one as well
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

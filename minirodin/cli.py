@@ -135,8 +135,14 @@ def evaluate(
     print(json.dumps({key: value for key, value in results.items() if key != "per_subject"}, indent=1))
 
 
+Benchmark = Literal[
+    "fit", "render", "conv", "unet", "upsampler", "refiner", "encoder", "latent", "refiner-training", "pipeline",
+    "streaming", "pictures",
+]  # fmt: skip
+
+
 def bench(
-    what: Positional[Literal["fit", "render", "conv", "unet", "upsampler", "refiner", "streaming", "pictures"]],
+    what: Positional[Benchmark],
     subject: Positional[Path | None] = None,
     preset: str = "small",
     decoder: Path | None = None,
@@ -146,29 +152,36 @@ def bench(
 
     Args:
         what: fit; render; conv, the 3D-aware convolution; unet, training steps of the base model's variants; upsampler,
-            training steps, and planes at 10 steps; refiner, one view and several; streaming, people a second and memory
-            where ten times more planes are drawn than are kept; pictures, what they take on a disk.
-        subject: captures to fit, or an avatar to render; the others need nothing.
-        preset: smoke, small or full; for fit, unet, upsampler, refiner and streaming.
+            training steps, and planes at 10 steps; refiner, one view and several; encoder, latent and
+            refiner-training, training steps; pipeline, a text to a view of 1024²; streaming, people a second and
+            memory where ten times more planes are drawn than are kept; pictures, what they take on a disk.
+        subject: captures to fit, an avatar to render, or the folder of a pipeline; the others need nothing.
+        preset: smoke, small or full; for all but render, pipeline, conv and pictures.
         decoder: fit under this decoder (stage two) instead of learning one.
         out: file for the numbers; they are always printed.
     """
     config = load_preset(preset)
-    from minirodin.benchmark import bench_fit, bench_render
+    from minirodin.benchmark import bench_fit, bench_pipeline, bench_render
     from minirodin.benchmark_data import bench_pictures, bench_streaming
+    from minirodin.benchmark_training import bench_encoder, bench_latent, bench_refiner_training
     from minirodin.benchmark_unet import bench_conv, bench_unet, bench_upsampler
     from minirodin.evaluation import provenance, write_json
     from minirodin.refiner_evaluation import bench_refiner
 
-    if what in ("fit", "render") and subject is None:
-        raise ConfigError(f"bench {what} needs {'captures' if what == 'fit' else 'an avatar'}: name it")
+    needed = {"fit": "captures", "render": "an avatar", "pipeline": "a folder of models"}
+    if what in needed and subject is None:
+        raise ConfigError(f"bench {what} needs {needed[what]}: name it")
     runs = {
         "fit": lambda: bench_fit(subject, config, decoder),
         "render": lambda: bench_render(subject),
+        "pipeline": lambda: bench_pipeline(subject),
         "conv": bench_conv,
         "unet": lambda: bench_unet(config),
         "upsampler": lambda: bench_upsampler(config),
         "refiner": lambda: bench_refiner(config),
+        "encoder": lambda: bench_encoder(config),
+        "latent": lambda: bench_latent(config),
+        "refiner-training": lambda: bench_refiner_training(config),
         "streaming": lambda: bench_streaming(config),
         "pictures": bench_pictures,
     }

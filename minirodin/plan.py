@@ -308,7 +308,8 @@ def refiner(run: Run, rates: Rates) -> Stage:
     """E20; photographs are in memory, what is rendered of them on the device."""
     c, who = run.config.refiner, run.plan.refiner
     stage = Stage("refiner", f"{c.train.steps:,} steps of {c.train.batch}")
-    _train(stage, run, c.train, rates.read(stage, "bench_refiner_training"), _imagined(lambda: Refiner(c)))
+    rate = rates.read(stage, f"bench_refiner_training_{run.config.name}")
+    _train(stage, run, c.train, rate, _imagined(lambda: Refiner(c)))
     views = who.train * who.views
     stage.host += views * 4 * (LARGE * c.view) ** 2 / GIB
     rendered = views * c.view**2 * (4 * len(c.resolutions) + 4 + 2 * 2) / GIB  # views, neighbours, depths of both

@@ -351,3 +351,16 @@ def test_a_turntable_is_refined_and_a_saved_avatar_is_not(pipe, tmp_path):
     assert film.shape[:3] == (2, 60, 60) and sizes == [60, 60]
     kept = Avatar.load(avatar.save(tmp_path / "a.safetensors"))
     assert kept.finish is None and torch.equal(kept.planes, avatar.planes.half().float())
+
+
+def test_bench_times_a_text_to_its_view(pipe, tmp_path, capsys):
+    from minirodin.benchmark import bench_pipeline
+
+    pipe.save_pretrained(tmp_path)
+    found = bench_pipeline(tmp_path, "a bald man", size=20)
+    assert found["parts"] == ["base", "encoder", "prior", "upsampler", "refiner"] and found["size"] == 20
+    assert min(found["seconds_to_load"], found["seconds_an_avatar"], found["seconds_a_view"]) > 0
+    assert found["seconds"] == found["seconds_an_avatar"] + found["seconds_a_view"]
+    assert found["memory_of"] == "process" and 0.1 < found["peak_memory_gb"] < 20
+    assert cli.main(["bench", "pipeline"]) == 2
+    assert "bench pipeline needs a folder of models" in capsys.readouterr().err
