@@ -107,15 +107,15 @@ def train_base(
     model, looks = BaseModel(network, shared, config, space, encoder), None
     if config.base.perceptual_weight or config.base.likeness_weight:
         c = config.base
-        if not (c.perceptual_weight >= 0 and c.likeness_weight >= 0 and c.rendered >= 1):
-            weights = f"{c.perceptual_weight} and {c.likeness_weight}"
+        if not (all(v >= 0 for v in (c.perceptual_weight, c.likeness_weight, c.elsewhere)) and c.rendered >= 1):
+            weights = f"{c.perceptual_weight} and {c.likeness_weight}, elsewhere {c.elsewhere}"
             raise ConfigError(
                 f"base.perceptual_weight and likeness_weight are {weights}, base.rendered {c.rendered}: "
-                "give weights of 0 or more, and at least 1 to render"
+                "give 0 or more, and at least 1 to render"
             )
         eyes = PerceptualDistance(e19.perceptual or None) if c.perceptual_weight else None
         likeness = encoder_beside(out, encoder) if c.likeness_weight else None
-        seen_by = shared.decoder, config.render, Views.around(e19)
+        seen_by = shared.decoder, config.render, Views.around(replace(e19, elsewhere=c.elsewhere))
         looks = PictureLosses(*seen_by, eyes, c.perceptual_weight, likeness, c.likeness_weight)
     metadata = {
         "kind": KIND,

@@ -138,6 +138,7 @@ class BaseConfig:
     perceptual_weight: float = 0.0  # of E19 on ŷ_0, where the upsampler's settings say; 0: planes count alone …
     likeness_weight: float = 0.0  # … and of 1 − cos(z, the encoder's z of a frontal render); 0: not looked at
     rendered: int = 4  # people of each part of a batch of whom these are asked
+    elsewhere: float = 0.15  # for E19 here, as `UpsamplerConfig.elsewhere`
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-3, warmup=200))  # 2e-3 is worse
 
     def of_variant(self, variant: str) -> "BaseConfig":

@@ -28,6 +28,7 @@ from minirodin.pipeline import RodinPipeline
 from minirodin.plane_space import PlaneSpace, visible_metric
 from minirodin.shards import FittedPlanes
 
+NAN = float("nan")
 Z = 6
 
 
@@ -117,13 +118,14 @@ def test_pictures_are_of_those_who_are_clear_and_compared_with_their_own(people,
     looked, added_to = [], PictureLosses.added_to
 
     def spy(self, result, made, truth, who, generator, z, keep):
+        assert self.views.config.elsewhere == 0.4 and self.views.config.patch == 12
         looked.append((made, truth, z, keep))
         return added_to(self, result, made, truth, who, generator, z, keep)
 
     monkeypatch.setattr(PictureLosses, "added_to", spy)
     monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
     c = config(steps=4, batch=4)
-    pictured = replace(c.base, perceptual_weight=0.2, likeness_weight=0.3, rendered=3)
+    pictured = replace(c.base, perceptual_weight=0.2, likeness_weight=0.3, rendered=3, elsewhere=0.4)
     e19 = replace(c.upsampler, view=24, patch=12)
 
     def train(out, low, high):
@@ -148,7 +150,9 @@ def test_pictures_are_of_those_who_are_clear_and_compared_with_their_own(people,
     assert "likeness" not in train("noisy", 11.0, 14.0)[0] and len(looked) == 4
 
 
-@pytest.mark.parametrize("wrong", [{"rendered": 0}, {"likeness_weight": -1.0}, {"perceptual_weight": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"rendered": 0}, {"likeness_weight": -1.0}, {"perceptual_weight": NAN}, {"elsewhere": NAN}]
+)
 def test_pictures_that_cannot_be_asked_for_are_one_line(people, tmp_path, wrong):
     given = config()
     given = replace(given, base=replace(given.base, **{"perceptual_weight": 0.1, **wrong}))
