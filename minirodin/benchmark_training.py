@@ -69,7 +69,7 @@ def bench_latent(config: Config, steps: int | None = None) -> dict:
 def bench_refiner_training(config: Config, steps: int | None = None) -> dict:
     """Training steps of the refiner (E20), on renders of random planes and on noise instead of photographs."""
     c, t = config.refiner, config.triplane
-    decoder, some = TriplaneDecoder(t.channels, config.decoder), min(2, PEOPLE)
+    decoder, some = TriplaneDecoder(t.channels, config.decoder), 2
     planes = 0.1 * torch.randn(some, 3, t.channels, t.resolution, t.resolution)
     small = resize_planes(planes, t.base_resolution)
     shared = SharedDecoder(decoder, config, small[0], *plane_statistics(small))
