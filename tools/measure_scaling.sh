@@ -3,8 +3,8 @@
 #   tools/measure_scaling.sh OUT [people] [fit] [base] [upsampler] [gather]   (default: all; preset small)
 # people: PEOPLE of VIEWS views; fit: their planes of full size, a group of GROUP on a GPU at a time; base, upsampler: the first steps
 # of training, of one global batch (BASE_BATCH, UPSAMPLER_BATCH) whatever the number of GPUs; gather: scaling.json and scaling.png.
-# COUNTS (numbers of GPUs, the first of which the others are compared with), PRESET, FIT_FLAGS, BASE_FLAGS, UPSAMPLER_FLAGS, LOG_EVERY and PYTHON
-# change the rest.
+# COUNTS (numbers of GPUs, the first of which the others are compared with), PRESET, FIT_FLAGS, BASE_FLAGS, UPSAMPLER_FLAGS, LOG_EVERY
+# and PYTHON change the rest.
 set -uo pipefail
 out=$1; shift
 stages=${*:-people fit base upsampler gather}
@@ -16,14 +16,13 @@ upsampler_flags=${UPSAMPLER_FLAGS:---upsampler.train.steps 200}
 python=${PYTHON:-python3} runs=$(realpath -m "${RUNS:-runs/scaling}") tools=$(dirname "$0")
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0}
 mkdir -p "$out" "$runs"
-minirodin() { "$python" -m minirodin "$@"; }
 on() {  # GPUS COMMAND…: as many processes
   local launch=(-m torch.distributed.run --standalone --nproc-per-node "$1" -m minirodin)
   [ "$1" != 1 ] || launch=(-m minirodin)
   CUDA_VISIBLE_DEVICES=$(seq -s, 0 $(($1 - 1))) "$python" "${launch[@]}" "${@:2}"
 }
 people() {
-  minirodin avatars --count "${PEOPLE:-128}" --seed 0 --views "${VIEWS:-24}" --size "${SIZE:-256}" --workers "$(nproc)" --out "$runs/people"
+  on 1 avatars --count "${PEOPLE:-128}" --seed 0 --views "${VIEWS:-24}" --size "${SIZE:-256}" --workers "$(nproc)" --out "$runs/people"
 }
 fit() {
   local n start
