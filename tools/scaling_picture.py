@@ -63,9 +63,9 @@ def main(runs: Path, out: Path, counts: tuple[int, ...] = (1, 2, 4)) -> None:
         axes[0].legend()
         for axis, kind in zip(axes[1:], (k for k in KINDS if k in stages), strict=False):
             for colour, n in zip(PALETTE, counts, strict=False):
-                axis.plot(*zip(*stages[kind][str(n)]["losses"], strict=True), color=colour, label=f"of {n}")
-            axis.set(xlabel="steps", ylabel="loss", title=f"{kind}, one global batch, by GPUs")
-            axis.legend()
+                axis.plot(*zip(*stages[kind][str(n)]["losses"], strict=True), color=colour, label=str(n))
+            axis.set(xlabel="steps", ylabel="loss", title=f"{kind}, one global batch")
+            axis.legend(title="GPUs")
         figure.savefig(out / "scaling.png")
 
 
