@@ -147,28 +147,6 @@ class BaseModel:
             x0 = SAMPLERS[sampler](denoise, noise, grid, generator, callback, clip)
         return self.space.unstandardise(x0)
 
-    @torch.no_grad()
-    def recalled(
-        self, planes: Tensor, log_snr: Tensor, generator: torch.Generator, latent: Tensor | None = None
-    ) -> Tensor:
-        """ŷ_0 of people whose planes are noised to λ (E6), in one call: as soft as a sample that ends there.
-
-        Args:
-            planes: (B, 3, C, R, R) on the decoder's scale.
-            log_snr: λ (B,).
-            generator: draws the noise; it, planes and λ on the model's device.
-            latent: z (B, Z), as for `sample`.
-
-        Returns:
-            (B, 3, C, R, R) on the decoder's scale, inside the range that fitted planes have.
-        """
-        x0, limit = self.space.standardise(planes), self.config.fit.value_range
-        eps = torch.randn(x0.shape, device=x0.device, generator=generator)
-        denoise = self.diffusion.denoiser(self._conditioned(len(x0), latent, 1.0, 0.0))
-        with inference(self.device, self.dtype):
-            made = denoise(self.diffusion.q_sample(x0, log_snr, eps), log_snr)
-        return self.space.unstandardise(made.x0).clamp(-limit, limit)
-
     def _conditioned(self, count: int, latent: Tensor | None, scale: float, rescale: float) -> Callable:
         """The network as samplers and losses want it, of (x_t, λ) alone."""
         width = self.config.base.unet.latent

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from minirodin.base import KIND, BaseModel, build_unet
-from minirodin.conditions import BELOW
 from minirodin.config import Config
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.patches import Views
@@ -26,6 +25,7 @@ PREVIEWS, PREVIEW_STEPS = 8, 25
 FOCUSED = 0.05, 50.0  # times the mean texel's visibility, the least and the most: what is not seen must not drift
 LEVELS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # λ at which errors are measured, whatever the schedule …
 NOISIER = (-8.0, -10.0, -12.0)  # … and others in the log, where it is told by the latent alone who is meant
+BELOW = 4.0  # how far under the λ where sampling ends ŷ_0 is still looked at: below that it is anybody
 
 
 def load_latents(folder: str | Path, names: list[str], width: int) -> tuple[Tensor, str]:

@@ -26,7 +26,6 @@ def train(
     begin_from: Path | None = None,
     captures: Path | None = None,
     augmentation: Path | None = None,
-    base: Path | None = None,
 ) -> None:
     """Train a network; the same command resumes. Also under accelerate launch and torchrun.
 
@@ -45,18 +44,17 @@ def train(
         captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes. Of
             refiner: those of everybody, of four times the side of its views.
         augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
-        base: of upsampler: the folder of the base model whose samples it is to take.
     """
     runs = {
         "base": lambda: _train_base(data, config, out, validation, variant or "aware", begin_from),
-        "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation, base),
+        "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
         "refiner": lambda: train_refiner(data, config, out, validation, captures),
         "classifier": lambda: _train_classifier(data, config, out, validation),
         "encoder": lambda: _train_encoder(data, config, out, validation),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
     options = {"base": {"variant": variant, "begin_from": begin_from}}
-    options["upsampler"] = {"augmentation": augmentation, "base": base}
+    options["upsampler"] = {"augmentation": augmentation}
     options.setdefault("refiner" if what == "refiner" else "upsampler", {})["captures"] = captures
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
@@ -80,7 +78,6 @@ def _train_upsampler(
     validation: Path | None,
     captures: Path | None,
     augmentation: Path | None,
-    base: Path | None,
 ) -> str:
     from minirodin.augmentation import read_augmentation
     from minirodin.upsampler_training import train_upsampler
@@ -88,7 +85,7 @@ def _train_upsampler(
     if augmentation:
         found = dataclasses.replace(config.upsampler, augment=read_augmentation(augmentation))
         config = dataclasses.replace(config, upsampler=found)
-    train_upsampler(data, config, out, validation, captures, base=base)
+    train_upsampler(data, config, out, validation, captures)
     return f"use it with: minirodin upsample AVATAR --model {out} --out sharper.safetensors"
 
 
@@ -249,7 +246,7 @@ def upsample(
     people: Positional[Path],
     model: Path,
     out: Path,
-    steps: int = 10,
+    steps: int | None = None,
     seed: int = 0,
     noise: float = 0.0,
     reduce: bool = False,
@@ -261,7 +258,7 @@ def upsample(
         people: an avatar file, FOLDER/NAME, or a folder that `minirodin sample` or `minirodin fit` wrote.
         model: folder that `minirodin train upsampler` wrote.
         out: avatar file, or folder, to write; the same command goes on with a folder where it stopped.
-        steps: calls of the network for each.
+        steps: calls of the network for each; by default what the model's configuration says.
         seed: of the first person, the others count up.
         noise: standard deviation of noise that the planes get first, as in training: hides what is wrong with them.
         reduce: take planes of any larger size, reduced to what the upsampler learned from: to measure it on fits.

@@ -208,7 +208,8 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-RETIRED = {"base.train.compile", "base.unet.positions", "upsampler.unet.positions", "encoder.stem_pool"}  # of old files
+RETIRED = {"base.train.compile", "base.unet.positions", "upsampler.unet.positions", "encoder.stem_pool"}
+RETIRED |= {"upsampler.likeness_weight"}  # of old files
 
 
 def _build(kind, values, where: str):

@@ -87,7 +87,7 @@ def encoder_beside(folder: str | Path | None, wanted: str) -> ImageTextEncoder:
         ConfigError: there are no latents that somebody could be like. CheckpointError: none, or not that of `wanted`.
     """
     if not (folder and wanted):
-        raise ConfigError("likeness_weight is about latents: give unet.latent, and an upsampler the base model")
+        raise ConfigError("likeness_weight is about latents: give unet.latent")
     encoder = ImageTextEncoder.load(Path(folder).parent / "encoder", "cpu")
     if encoder.fingerprint != wanted:
         raise CheckpointError(f"{encoder.source} is another encoder than that of the latents beside the planes")

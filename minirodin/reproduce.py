@@ -58,7 +58,6 @@ PROMPTS = (
 )
 EDIT = "an old person", "a young person"  # target, source
 SHOWN, PICTURE, TURN = 4, 160, 12  # people on a picture; pixels of each; views of the one who turns
-DETAIL_STEPS = 10  # of the upsampler
 
 
 def portraits(run: Run) -> dict:
@@ -186,7 +185,7 @@ def upsampling(run: Run) -> dict:
     photographs, out = run.captures(run.plan.upsampler), run.out / "data" / "upsampled"
     size = run.config.triplane.resolution
     measured, made = {"fitted": evaluate(fitted, photographs, (size,))}, []
-    for name, steps in (("enlarged", 0), ("upsampled", DETAIL_STEPS)):
+    for name, steps in (("enlarged", 0), ("upsampled", None)):
         upsample_people(model, fitted, out / "fitted" / name, steps, reduce=True)
         measured[name] = evaluate(out / "fitted" / name, photographs, (size,))
         upsample_people(model, run.out / "samples", out / "generated" / name, steps)

@@ -167,7 +167,7 @@ class Upsampler:
     def upsample(
         self,
         planes: Tensor,
-        steps: int = 10,
+        steps: int | None = None,
         seed: int = 0,
         sampler: str = "ddim",
         noise: float = 0.0,
@@ -178,7 +178,7 @@ class Upsampler:
 
         Args:
             planes: (B, 3, C, r, r) on the decoder's scale, fitted ones or the base model's.
-            steps: calls of the network; none of them leaves the planes enlarged, without detail.
+            steps: calls of the network; 0: planes enlarged, without detail; None: as `upsampler.steps` of its config.
             seed: of the noise; person i of a batch has that of seed + i, but what `ancestral` adds is the batch's.
             sampler: ancestral | ddim | dpm++.
             noise: standard deviation of noise to spoil the condition with, as in training (E18); the network is told.
@@ -193,6 +193,7 @@ class Upsampler:
                 sampler, a negative number of steps, or no usable noise.
         """
         t, limit = self.config.triplane, self.config.fit.value_range
+        steps = self.config.upsampler.steps if steps is None else steps
         wanted = (3, t.channels, t.base_resolution, t.base_resolution)
         if tuple(planes.shape[1:]) != wanted:
             raise CheckpointError(f"planes have shape {tuple(planes.shape)}, the upsampler wants (B, {str(wanted)[1:]}")
@@ -236,7 +237,7 @@ class Upsampler:
         size = self.config.triplane.base_resolution
         return Avatar(resize_planes(avatar.planes, size), avatar.decoder, avatar.config, avatar.origin)
 
-    def avatar(self, avatar: Avatar, steps: int = 10, seed: int = 0, noise: float = 0.0) -> Avatar:
+    def avatar(self, avatar: Avatar, steps: int | None = None, seed: int = 0, noise: float = 0.0) -> Avatar:
         """The same person with detail, that of their latent where the upsampler learned with that latent's encoder.
 
         Raises:
@@ -254,7 +255,7 @@ def upsample_people(
     model: Upsampler,
     people: str | Path,
     out: str | Path,
-    steps: int = 10,
+    steps: int | None = None,
     seed: int = 0,
     noise: float = 0.0,
     reduce: bool = False,
@@ -280,6 +281,7 @@ def upsample_people(
     digest = hashlib.sha256(b"" if latents is None else latents.float().cpu().numpy().tobytes())
     for path in sorted(known.folder.glob("planes-*.safetensors")):
         digest.update(path.read_bytes())
+    steps = model.config.upsampler.steps if steps is None else steps
     settings = {"steps": steps, "seed": seed, "noise": noise, "reduce": reduce}
     run = {"model": fingerprint(model.network), "people": digest.hexdigest(), **settings}
     made = begin_folder(out, run, model.shared)

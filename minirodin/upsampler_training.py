@@ -11,13 +11,12 @@ from torch import Tensor
 
 from minirodin.avatar import Avatar
 from minirodin.base_training import load_latents
-from minirodin.conditions import Conditions
 from minirodin.config import Config, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.errors import CheckpointError, ConfigError, DataError
 from minirodin.patches import Views, photographs
 from minirodin.perceptual import PerceptualDistance
-from minirodin.picture_losses import PictureLosses, encoder_beside
+from minirodin.picture_losses import PictureLosses
 from minirodin.plane_space import PEOPLE, PlaneSpace, visible_metric
 from minirodin.plots import contact_sheet
 from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
@@ -36,7 +35,6 @@ def train_upsampler(
     validation: str | Path | None = None,
     captures: str | Path | None = None,
     show_progress: bool = True,
-    base: str | Path | None = None,
 ) -> Upsampler:
     """Learn the detail of fitted planes (E17–E19).
 
@@ -47,9 +45,6 @@ def train_upsampler(
         out: folder for `model.safetensors`, `decoder.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
         validation: another such folder, under the same decoder, for the log and the previews.
         captures: the photographs of the people in `data`, to compare patches with; else with their fitted planes.
-        base: folder of a base model, whose samples the upsampler is to take: conditions are then what it recalls of
-            noised planes (`conditions`), spoiled further (E18). One with latents needs `latents.safetensors`. With
-            `upsampler.likeness_weight` its encoder lies beside it, as in a pipeline.
 
     Returns:
         The upsampler with averaged weights.
@@ -74,21 +69,14 @@ def train_upsampler(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c.train.seed)
         network = build_network(config)
-    conditions, width = Conditions(shared, base), c.unet.latent
-    known = width or conditions.latent
-    if known != (conditions.latent or known):
-        raise CheckpointError(f"{base} has latents of {conditions.latent} numbers, upsampler.unet.latent is {width}")
-    latents, encoder = load_latents(data, names, known) if known else (None, "")  # (S, K, Z)
-    if conditions.latent and conditions.base.encoder != encoder:
-        raise CheckpointError(f"{base} belongs to another encoder than the latents in {data}")
-    likeness = encoder_beside(base, encoder if width else "") if c.likeness_weight else None
-    low, detail = spaces(source.first(PEOPLE), shared.decoder, config, conditions, latents)
+    width = c.unet.latent
+    latents, encoder = load_latents(data, names, width) if width else (None, "")  # (S, K, Z)
+    low, detail = spaces(source.first(PEOPLE), shared.decoder, config)
     if not (low.weight.isfinite().all() and detail.weight.isfinite().all()):
         raise DataError(f"people in {data} do not differ ({len(names)} there): fit at least 2")
-    model = Upsampler(network, shared, config, low, detail, encoder if width else "")
+    model = Upsampler(network, shared, config, low, detail, encoder)
     eyes = PerceptualDistance(c.perceptual or None) if c.perceptual_weight else None
-    seen_by = shared.decoder, config.render, views
-    looks = PictureLosses(*seen_by, eyes, c.perceptual_weight, likeness, c.likeness_weight)
+    looks = PictureLosses(shared.decoder, config.render, views, eyes, c.perceptual_weight)
     metadata = {
         "kind": KIND,
         "config": json.dumps(config.to_dict()),
@@ -96,8 +84,7 @@ def train_upsampler(
         "subjects": f"{len(names)}: {names[0]} … {names[-1]}",
         "perceptual": eyes.name if eyes else "",
         "photographs": str(captures is not None),
-        "encoder": model.encoder,
-        "base": fingerprint(conditions.base.network) if base else "",
+        "encoder": encoder,
     }
     extra = {"low_mean": low.mean, "low_weight": low.weight, "detail_weight": detail.weight}
 
@@ -106,9 +93,7 @@ def train_upsampler(
         if latents is not None:
             versions = torch.randint(latents.shape[1], people.shape, generator=generator, device=people.device)
             z = latents[people, versions]
-        small = conditions(truth, z, generator)
-        known = z if width else None
-        return upsampler_losses(model, network, truth, people, looks, generator, known, small)
+        return upsampler_losses(model, network, truth, people, looks, generator, z)
 
     def batches(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return source.draw(number, generator, *trainer.place)
@@ -118,13 +103,12 @@ def train_upsampler(
         unseen, unseen_names = load_planes(validation, t.resolution)
         unseen_latents = None
         if latents is not None:
-            unseen_latents = load_latents(validation, unseen_names, latents.shape[-1])[0][:, 0]
-        preview = _previews(model, out, unseen, unseen_latents, conditions)
+            unseen_latents = load_latents(validation, unseen_names, width)[0][:, 0]
+        preview = _previews(model, out, unseen, unseen_latents)
     trainer = Trainer(network, losses, batches, c.train, out, metadata, extra, preview)
     model.to(trainer.device)
     source, looks = source.to(trainer.device), looks.to(trainer.device)
     latents = None if latents is None else latents.to(trainer.device)
-    conditions.to(trainer.device)
     if trainer.accelerator.is_main_process:
         shared.save(out / "decoder.safetensors")
     trainer.run(show_progress)
@@ -140,7 +124,6 @@ def upsampler_losses(
     looks: PictureLosses | None,
     generator: torch.Generator,
     latents: Tensor | None = None,
-    small: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """E17 + E19 for a batch of planes `truth` (B, 3, C, R, R) of `people` (B,), their conditions spoiled (E18).
 
@@ -148,13 +131,12 @@ def upsampler_losses(
         network: that of the model, or what stands for it in training.
         looks: at pictures of `upsampler.rendered` of them, of any noise level; None: the plane loss alone.
         latents: z (B, Z), for a network with `unet.latent`; some are withheld (E14).
-        small: the conditions (B, 3, C, r, r) on the decoder's scale; None: the true planes, reduced.
 
     Returns:
         `loss` (scalar, to minimise), `simple` (B,), and what `looks` adds of those who were rendered.
     """
     config, c = model.config, model.config.upsampler
-    small = resize_planes(truth, config.triplane.base_resolution) if small is None else small
+    small = resize_planes(truth, config.triplane.base_resolution)
     spoiled, noise = augment(model.low.standardise(small), c.augment, generator)
     given, enlarged = model.enlarged(spoiled)
     made, condition = [], ()
@@ -177,34 +159,19 @@ def upsampler_losses(
     return looks.added_to(result, predicted, truth[which], people[which], generator, *(v[which] for v in condition))
 
 
-def spaces(
-    planes: Tensor,
-    decoder: TriplaneDecoder,
-    config: Config,
-    conditions: Conditions | None = None,
-    latents: Tensor | None = None,
-) -> tuple[PlaneSpace, PlaneSpace]:
-    """Of planes at the low resolution, and of what conditions lack; channels count as pictures show them.
-
-    Args:
-        conditions: None: planes made small.
-        latents: (S, K, Z) of the people.
-    """
+def spaces(planes: Tensor, decoder: TriplaneDecoder, config: Config) -> tuple[PlaneSpace, PlaneSpace]:
+    """Of planes at the low resolution, and of the detail that they lack; channels count as pictures show them."""
     some = planes[:PEOPLE].float()
     low = resize_planes(some, config.triplane.base_resolution)
     metric = visible_metric(low, decoder, config.render)
-    given = low
-    if conditions is not None:
-        z = None if latents is None else latents[:PEOPLE, 0]
-        given = conditions(some, z, torch.Generator().manual_seed(0))
-    added = some - resize_planes(given, some.shape[-1])
+    added = some - resize_planes(low, some.shape[-1])
     return PlaneSpace.of(low, metric), detail_space(PlaneSpace.of(added, metric).weight)
 
 
 def check_settings(config: UpsamplerConfig) -> None:
     """Raise `ConfigError` for what no other part looks at before it is too late."""
     augment = config.augment
-    above = {name: getattr(config, name) for name in ("perceptual_weight", "likeness_weight", "elsewhere")}
+    above = {name: getattr(config, name) for name in ("perceptual_weight", "elsewhere")}
     above |= {"augment.blur": augment.blur, "augment.noise": augment.noise}
     wrong = [(name, value, "0 or more") for name, value in above.items() if not 0 <= value < math.inf]
     if not 0 < augment.smallest <= 1:
@@ -213,25 +180,20 @@ def check_settings(config: UpsamplerConfig) -> None:
         wrong.append(("face", config.face, "three numbers"))
     if not 0 < config.face_radius < math.inf:
         wrong.append(("face_radius", config.face_radius, "more than 0"))
-    if (config.perceptual_weight or config.likeness_weight) and config.rendered < 1:
-        wrong.append(("rendered", config.rendered, "at least 1, or perceptual_weight and likeness_weight 0"))
-    if config.view < 1:
-        wrong.append(("view", config.view, "at least 1"))
+    if config.perceptual_weight and config.rendered < 1:
+        wrong.append(("rendered", config.rendered, "at least 1, or perceptual_weight 0"))
+    wrong += [(name, value, "at least 1") for name in ("view", "steps") if (value := getattr(config, name)) < 1]
     for name, value, wanted in wrong[:1]:
         raise ConfigError(f"upsampler.{name} is {value}: give {wanted}")
 
 
-def _previews(
-    model: Upsampler, out: Path, unseen: Tensor, latents: Tensor | None, conditions: Conditions
-) -> Callable[[int], dict[str, float]]:
+def _previews(model: Upsampler, out: Path, unseen: Tensor, latents: Tensor | None) -> Callable[[int], dict[str, float]]:
     """What is looked at along the way: people enlarged, upsampled and true, and how far upsampled planes are off."""
 
     def preview(step: int) -> dict[str, float]:
         truth = unseen[: 4 * PREVIEWS].float().to(model.device)
-        z = None if latents is None else latents[: len(truth)].to(model.device)
-        low = conditions(truth, z, torch.Generator(model.device).manual_seed(0))
-        known = z if model.config.upsampler.unet.latent else None
-        made = []
+        known = None if latents is None else latents[: len(truth)].to(model.device)
+        low, made = resize_planes(truth, model.config.triplane.base_resolution), []
         for i in range(0, len(low), PREVIEWS):
             part = slice(i, i + PREVIEWS)
             made.append(model.upsample(low[part], seed=i, latents=None if known is None else known[part]))

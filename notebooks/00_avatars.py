@@ -714,7 +714,7 @@ print(f"all {len(mesh.vertices):,} vertices of the live person lie in its hull, 
 # wants to judge this work from outside. Here are twelve people for validation:
 
 # %%
-portraits = sorted(Path("../data_samples/portraits").glob("*.png"))
+portraits = sorted(Path("../data_samples/portraits").glob("*.webp"))
 photo(show_images([np.asarray(Image.open(path)) for path in portraits], columns=6))
 
 # %% [markdown]

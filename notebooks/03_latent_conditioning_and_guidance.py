@@ -85,7 +85,7 @@ from minirodin.cameras import orbit_cameras, save_capture
 from minirodin.portraits import Portraits, jitter
 
 size, camera = 128, orbit_cameras(0, 0, 128)
-files = sorted(Path("../data_samples/portraits").glob("*.png"))
+files = sorted(Path("../data_samples/portraits").glob("*.webp"))
 for i, file in enumerate(files):
     person = sample_attributes(int(file.stem))
     picture = Image.open(file).convert("RGBa").resize((size, size)).convert("RGBA")  # weighted by alpha

@@ -555,7 +555,7 @@ print(f"equal; {42**2 / 96**2:.0%} of the rays, as 112² of 256² are {112**2 / 
 # square take for the worse? And you?
 
 # %%
-files = sorted(Path("../data_samples/portraits").glob("*.png"))
+files = sorted(Path("../data_samples/portraits").glob("*.webp"))
 portraits = [Image.open(file).convert("RGBa").resize((128, 128)).convert("RGBA") for file in files]
 portraits = batch([to_rgb(torch.from_numpy(np.array(image)) / 255) for image in portraits])  # (12, 3, 128, 128)
 moved = portraits.roll(1, -1)

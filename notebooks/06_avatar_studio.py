@@ -83,7 +83,7 @@ people = {file.stem: Avatar.load(file) for file in sorted((box / "avatars").glob
 encoder = ImageTextEncoder.load(box / "pretrained/small/encoder", "cpu")
 shared = SharedDecoder.load(box / "pretrained/small/decoder.safetensors")
 known = torch.stack([resize_planes(person.planes, 64) for person in people.values()])  # (S, 3, C, 64, 64)
-portraits = [read_portrait(box / "portraits" / f"{name}.png") for name in people]
+portraits = [read_portrait(box / "portraits" / f"{name}.webp") for name in people]
 z = encoder.images(torch.stack(portraits))  # (S, 512)
 print(f"{len(people)} people, planes {tuple(known.shape[1:])}, latents of {z.shape[1]} numbers")
 

@@ -19,21 +19,18 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from minirodin import cli, upsampler, upsampler_training
 from minirodin.augmentation import read_augmentation, tune_augmentation
 from minirodin.avatar import Avatar, Origin, to_rgb
-from minirodin.base import BaseModel
-from minirodin.base_training import load_planes, train_base
+from minirodin.base_training import load_planes
 from minirodin.cameras import orbit_cameras
-from minirodin.conditions import Conditions
-from minirodin.config import AugmentConfig, BaseConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
+from minirodin.config import AugmentConfig, DiffusionConfig, TrainConfig, UNetConfig, UpsamplerConfig
 from minirodin.decoder import TriplaneDecoder
 from minirodin.diffusion import alpha_sigma
 from minirodin.errors import CheckpointError, ConfigError, DataError
-from minirodin.latent import ImageTextEncoder
 from minirodin.latents import Latents
 from minirodin.patches import Views
 from minirodin.perceptual import PerceptualDistance
 from minirodin.picture_losses import PictureLosses, likeness_loss
 from minirodin.plane_space import PlaneSpace
-from minirodin.shards import FittedPlanes, SharedDecoder, fingerprint
+from minirodin.shards import FittedPlanes, SharedDecoder
 from minirodin.triplane import resize_planes
 from minirodin.unet import ResBlock, UNet
 from minirodin.upsampler import (
@@ -119,6 +116,20 @@ def test_a_network_that_says_nothing_leaves_planes_enlarged(fitted, truth, sampl
     made = untrained(fitted).upsample(small, steps, sampler=sampler)
     torch.testing.assert_close(made, resize_planes(small, 16), atol=1e-5, rtol=0)
     assert (made - truth).abs().max() > 1e-2
+
+
+def test_it_takes_as_many_steps_as_its_configuration_says(fitted, truth, tmp_path):
+    small = resize_planes(truth, 8)
+    for said, asked, expected in ((3, None, 3), (3, 2, 2), (3, 0, 0), (10, None, 10)):
+        model = untrained(fitted, steps=said)
+        model.network = Knows(torch.zeros_like(truth), "x0")
+        model.upsample(small, asked)
+        assert len(model.network.calls) == expected
+    model = untrained(fitted, steps=3)
+    out = upsample_people(model, fitted, tmp_path / "out", reduce=True, show_progress=False)
+    assert upsample_people(model, fitted, tmp_path / "out", 3, reduce=True, show_progress=False).names == out.names
+    with pytest.raises(CheckpointError):  # these are of another number of steps
+        upsample_people(model, fitted, tmp_path / "out", 2, reduce=True, show_progress=False)
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v"])
@@ -352,8 +363,8 @@ def test_everybody_in_a_preview_has_noise_of_their_own(fitted, truth, tmp_path, 
         return resize_planes(planes, 16)
 
     monkeypatch.setattr(Upsampler, "upsample", spy)
-    model, conditions = untrained(fitted, unet=replace(TINY.unet, latent=5)), Conditions(FittedPlanes(fitted).decoder)
-    upsampler_training._previews(model, tmp_path, truth.repeat(3, 1, 1, 1, 1), z, conditions)(1)
+    model = untrained(fitted, unet=replace(TINY.unet, latent=5))
+    upsampler_training._previews(model, tmp_path, truth.repeat(3, 1, 1, 1, 1), z)(1)
     assert len(set(seeds)) == len(seeds) == 6 and torch.equal(torch.cat(given), z)
 
 
@@ -545,11 +556,12 @@ SETTINGS = {
     "elsewhere is -0.1": {"elsewhere": -0.1},
     "elsewhere is nan": {"elsewhere": np.nan},
     "perceptual_weight is -1": {"perceptual_weight": -1},
-    "rendered is 0: give at least 1, or perceptual_weight and likeness_weight 0": {"rendered": 0},
+    "rendered is 0: give at least 1, or perceptual_weight 0": {"rendered": 0},
     r"face is \(0.0, 1.0\): give three numbers": {"face": (0.0, 1.0)},
     r"face is \(0.0, 1.0, nan\)": {"face": (0.0, 1.0, np.nan)},
     "face_radius is 0": {"face_radius": 0.0},
     "view is 0": {"view": 0},
+    "steps is 0: give at least 1": {"steps": 0},
     "diffusion.steps is 0": {"diffusion": replace(TINY.diffusion, steps=0)},
     "0 steps of batch": {"train": replace(TINY.train, steps=0)},
     **{f"augment.noise is {v}": {"augment": AugmentConfig(noise=v)} for v in (-0.1, np.nan, np.inf)},
@@ -692,74 +704,6 @@ def test_latents_that_are_not_there_are_one_line(fitted, tmp_path):
     refused("latents.safetensors is missing", train_upsampler, *files, show_progress=False, kind=DataError)
 
 
-# -- conditions that a base model recalls --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def artist(known, tmp_path_factory):
-    """A base model with latents, of the planes that the upsampler shall add to; it stops at λ = −1."""
-    out = tmp_path_factory.mktemp("artist")
-    unet = UNetConfig(channels=(8, 16), blocks=1, attention=(), aware_levels=1, latent=Z)
-    diffusion = replace(BaseConfig().diffusion, log_snr_stop=-1.0)
-    train = replace(TINY.train, steps=2)
-    base = BaseConfig(unet=unet, diffusion=diffusion, train=train)
-    train_base(known, replace(tiny_config(), base=base), out, show_progress=False)
-    return out
-
-
-def test_what_a_base_model_recalls_is_between_anybody_and_the_truth(artist, truth):
-    """With hardly any noise it is the truth, whoever denoises; a network that knows gives the truth at any level."""
-    base, small = BaseModel.load(artist, "cpu"), resize_planes(truth, 8)
-    goal = base.space.standardise(small)
-
-    def exact(x, log_snr):
-        alpha, sigma = alpha_sigma(log_snr, x)
-        return base.diffusion.target(goal, (x - alpha * goal) / sigma, log_snr)[:, None].expand(-1, 2, *[-1] * 4)
-
-    base._conditioned = lambda *_: exact
-    for level in (-3.0, 5.0):
-        made = base.recalled(small, torch.full((2,), level), seeded())
-        torch.testing.assert_close(made, small, atol=1e-3, rtol=1e-3)
-    base = BaseModel.load(artist, "cpu")
-    near, far = (base.recalled(small, torch.full((2,), level), seeded(), randn(2, Z)) for level in (14.0, -3.0))
-    torch.testing.assert_close(near, small, atol=2e-2, rtol=0)
-    assert (far - small).abs().mean() > 10 * (near - small).abs().mean()
-
-
-def test_conditions_are_recalled_from_where_samples_end(known, artist, truth, tmp_path, monkeypatch):
-    asked, recalled = [], BaseModel.recalled
-
-    def spy(self, planes, log_snr, generator, latent=None):
-        asked.append((planes, log_snr, latent))
-        return recalled(self, planes, log_snr, generator, latent)
-
-    monkeypatch.setattr(BaseModel, "recalled", spy)
-    c = config(perceptual_weight=0.0, train={"steps": 40, "batch": 2})
-    model = train_upsampler(known, c, tmp_path / "out", show_progress=False, base=artist)
-    levels = torch.cat([log_snr for _, log_snr, _ in asked])
-    assert -5 <= levels.min() < -4.5 and -1.5 < levels.max() <= -1
-    table = Latents.load(known / "latents.safetensors").latents.float()
-    small = resize_planes(truth, 8)
-    for planes, _, z in asked:
-        for one, own in zip(planes, z, strict=True):
-            person = int((small - one).abs().flatten(1).amax(1).argmin())
-            torch.testing.assert_close(one, small[person])
-            assert any(torch.equal(own, version) for version in table[person])
-    metadata = file_of(tmp_path / "out")[1]
-    assert metadata["base"] == fingerprint(BaseModel.load(artist, "cpu").network) and metadata["encoder"] == ""
-    # The detail is what these conditions lack, far more than small planes do.
-    clean = spaces(truth, model.shared.decoder, model.config)[1]
-    assert model.detail.weight.norm() < 0.5 * clean.weight.norm()
-
-
-def test_a_base_model_that_does_not_belong_is_one_line(fitted, known, artist, tmp_path):
-    call = {"show_progress": False, "base": artist}
-    refused("latents.safetensors is missing", train_upsampler, fitted, config(), tmp_path / "a", **call, kind=DataError)
-    narrow = config(unet=replace(TINY.unet, latent=Z + 1))
-    said = f"latents of {Z} numbers, upsampler.unet.latent is {Z + 1}"
-    refused(said, train_upsampler, known, narrow, tmp_path / "b", **call)
-
-
 # -- likeness -------------------------------------------------------------------------------------------------------
 
 
@@ -816,22 +760,3 @@ def test_those_who_are_looked_at_keep_their_own(knowing, truth):
         i = [5, 7].index(person)
         assert torch.equal(own, truth[i]) and torch.equal(latent, z[i])
     assert {person for _, person, _ in seen} == {5, 7} and len(seen) == 8
-
-
-def test_people_become_like_their_latents_in_training(known, artist, tmp_path, monkeypatch):
-    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
-    c = config(unet=KNOWING, perceptual_weight=0.0, likeness_weight=1.0)
-    train_upsampler(known, c, tmp_path / "out", show_progress=False, base=artist)
-    rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
-    assert all(0 <= float(row["likeness"]) <= 2 for row in rows) and "perceptual" not in rows[0]
-    parts = [float(row["loss"]) - float(row["simple"]) for row in rows]
-    assert parts == pytest.approx([float(row["likeness"]) for row in rows], rel=1e-4)
-
-
-def test_likeness_without_what_it_needs_is_one_line(known, artist, tmp_path, monkeypatch):
-    c, call = config(unet=KNOWING, likeness_weight=1.0), {"show_progress": False}
-    refused("is about latents", train_upsampler, known, c, tmp_path / "a", **call, kind=ConfigError)
-    refused("neither a folder", train_upsampler, known, c, tmp_path / "b", **call, base=artist)
-    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: Colours())
-    monkeypatch.setattr(Colours, "fingerprint", "F")
-    refused("another encoder than", train_upsampler, known, c, tmp_path / "c", **call, base=artist)

@@ -13,7 +13,7 @@ PORTRAITS = Path(__file__).resolve().parent.parent / "data_samples" / "portraits
 
 def main(out: Path = Path("results/front.jpg"), size: int = 256, columns: int = 6) -> None:
     """Paste the portraits side by side, each `size` pixels wide."""
-    portraits = [Image.open(path).convert("RGBA") for path in sorted(PORTRAITS.glob("*.png"))]
+    portraits = [Image.open(path).convert("RGBA") for path in sorted(PORTRAITS.glob("*.webp"))]
     sheet = Image.new("RGBA", (columns * size, len(portraits) // columns * size), "white")
     for i, portrait in enumerate(portraits):
         sheet.alpha_composite(portrait.resize((size, size), Image.LANCZOS), (i % columns * size, i // columns * size))

@@ -4,10 +4,9 @@
 # people: TRAIN + VALIDATION people of VIEWS views, and their planes of full size under DECODER, each CHUNK fitted while others are
 # made, and their latents by ENCODER; samples: the validation people as BASE, the base model, makes them of their latents; tune: how
 # strongly planes are spoiled to look like these; train: VARIANTS: `plain` (E17 alone), `perceptual` (with E19), `spoiled` (with E18
-# too, as tuned), `recalled` (with E19, conditions that BASE recalls of noised planes, and latents), `recalled_alike` (and LIKENESS to
-# these, as the encoder beside BASE sees it); clean: validation people, reduced and made large again by each and by interpolation, on
-# held-out views; generated: those of BASE, before and after, compared with real people; pictures: what comes out; bench: what it
-# costs, on a machine that does nothing else.
+# too, as tuned); clean: validation people, reduced and made large again by each and by interpolation, on held-out views; generated:
+# those of BASE, before and after, compared with real people; pictures: what comes out; bench: what it costs, on a machine that does
+# nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS, GPUS and PYTHON change the rest; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
@@ -17,11 +16,10 @@ base=${BASE:-$box/base} encoder=${ENCODER:-$box/encoder}
 export TRAIN=${TRAIN:-512} VALIDATION=${VALIDATION:-64} VIEWS=${VIEWS:-32} SIZE=${SIZE:-256} CHUNK=${CHUNK:-32}
 export FIT_FLAGS="${FIT_FLAGS:- }"
 export MINIRODIN_PROGRESS=${MINIRODIN_PROGRESS:-0} RUNS=${RUNS:-runs/upsampler}
-train_flags=${TRAIN_FLAGS:-} variants=(${VARIANTS:-plain perceptual spoiled recalled})
+train_flags=${TRAIN_FLAGS:-} variants=(${VARIANTS:-plain perceptual spoiled})
 python=${PYTHON:-python3} runs=$(realpath -m "$RUNS") tools=$(dirname "$0")
 gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || echo 0)})
 fitted=$runs/fitted known=$runs/fitted/validation/latents.safetensors captures=$runs/people/made none="--upsampler.augment.smallest 1 --upsampler.augment.blur 0 --upsampler.augment.noise 0"
-recalled="$none --base $base --upsampler.unet.latent 512"
 mkdir -p "$out" "$runs"
 minirodin() { "$python" -m minirodin "$@"; }
 each() {  # COMMAND WORD…: COMMAND WORD for every word, the next on whichever GPU is free
@@ -43,8 +41,6 @@ train_one() {
     plain) flags="$none --upsampler.perceptual-weight 0" ;;
     perceptual) flags=$none ;;
     spoiled) flags="--augmentation $runs/tuned/augmentation.json" ;;
-    recalled) flags=$recalled ;;
-    recalled_alike) flags="$recalled --upsampler.likeness-weight ${LIKENESS:-0.5}" ;;
     *) echo "unknown variant $1" >&2; return 1 ;;
   esac
   minirodin train upsampler --data "$fitted/train" --validation "$fitted/validation" --captures "$captures" --preset "$preset" --out "$runs/$1" $flags $train_flags &&
@@ -54,7 +50,6 @@ train() { each train_one "${variants[@]}"; }
 upsampled() {  # VARIANT PEOPLE OUT FLAG…: what interpolation makes is that of no steps, by whichever model
   local model=$1 more=(--steps 10)
   [ "$1" != interpolated ] || model=$first more=(--steps 0)
-  [[ $model != recalled* ]] || more+=(--latents "$known")
   minirodin upsample "$2" --model "$runs/$model" --out "$3" "${more[@]}" "${@:4}"
 }
 clean_one() {
@@ -95,7 +90,7 @@ pictures() {
 bench() { minirodin bench upsampler --preset "$preset" --out "$out/bench_upsampler.json" >/dev/null; }
 export -f minirodin say train_one upsampled clean_one generated_one
 first=${variants[0]}
-export out runs python preset fitted known captures train_flags none recalled first
+export out runs python preset fitted known captures train_flags none first
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"

@@ -30,6 +30,10 @@ NAMED = tuple(f"attributes.{name}.accuracy" for name in ASKED)
 BY_SAMPLER = tuple(f"samples.aware-{name}.frechet" for name in SAMPLERS)
 GUIDED = "portraits.scales[1.5]."
 OTHERWISE = ("portraits.scales.1.agreement.mean", "portraits.scales.0.agreement.mean")
+LARGE, MADE = "upsampler_clean.json", "upsampler_generated.json"
+ENLARGED = ("interpolated", "spoiled", "fitted")
+NEARER, DECIBELS = (tuple(f"mean.{name}.{of}" for name in ENLARGED) for of in ("efficientnet-lite0", "psnr"))
+DETAILED = ("samples.interpolated.frechet", "samples.spoiled.frechet", "real.frechet")
 # What is shown, the file, where in it (once or more), how, and what was aimed at. A row appears when its file exists.
 ROWS = (
     ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
@@ -103,6 +107,9 @@ ROWS = (
     ("avatars of 200 prompts: what they claim", "latent.json", "texts.mean", "{:.1%}", "≥ 80 %"),
     ("edits: changed as asked", "latent.json", "edits.mean.changed", "{:.1%}", "≥ 80 %"),
     ("edits: all else kept", "latent.json", "edits.mean.kept", "{:.1%}", "≥ 85 %"),
+    ("64², enlarged / upsampled / 256²: EfficientNet-Lite0", LARGE, NEARER, "{:.3f} / {:.3f} / {:.3f}", "≤ 0.644"),
+    ("the same, PSNR", LARGE, DECIBELS, "{:.2f} / {:.2f} / {:.2f} dB", ""),
+    ("base model's, before / after (real): Fréchet", MADE, DETAILED, "{:.1f} / {:.1f} ({:.1f})", "better"),
     ("upsampling to 256², 10 steps", "bench_upsampler.json", "seconds_an_avatar", "{:.2f} s", ""),
     ("upsampling to 256², 10 steps", "bench_upsampler_cpu.json", "seconds_an_avatar", "{:.0f} s", "≤ 40"),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
