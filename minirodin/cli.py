@@ -101,15 +101,18 @@ def render(avatar: Positional[Path], out: Path, azimuth: float = 0.0, elevation:
 
 
 def demo(out: Path = Path("outputs/demo"), data: Path | None = None) -> None:
-    """Fit one person on this machine in a few minutes, and leave a turntable, a contact sheet and the avatar file.
+    """Make an avatar of a text and one of a portrait with the models in the box: meshes, turntables and a page.
 
     Args:
-        out: folder of the three files.
-        data: a capture or folder of captures; default data_samples/people of the checkout.
+        out: folder of the files; open its index.html.
+        data: a capture or folder of captures, such as data_samples/people: its first person is fitted instead, in a few
+            minutes, and a turntable, a contact sheet and the avatar file are left.
     """
-    from minirodin.demo import PEOPLE, run_demo
+    from minirodin.demo import fit_one, show_box
 
-    run_demo(out, data or PEOPLE)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: give a folder")
+    fit_one(out, data) if data else show_box(out)
 
 
 def evaluate(

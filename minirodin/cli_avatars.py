@@ -7,11 +7,6 @@ from tyro.conf import Positional
 
 from minirodin.errors import ConfigError, RenderError
 
-TURN = 36  # views of the turntable and the page
-SHEET = (0, 4, 9, 18, 27, 32)  # of them on the contact sheet: front, half, side, back, the other side, half
-FILES = {"mesh (GLB)": "avatar.glb", "turntable (MP4)": "turntable.mp4", "views (PNG)": "views.png"}
-AVATAR_FILE = "avatar.safetensors"
-
 
 def generate(
     prompt: Positional[str | None] = None,
@@ -77,6 +72,8 @@ def edit(
         size: of the pictures, in pixels.
     """
     _check(out, size)
+    from minirodin.page import AVATAR_FILE
+
     if (out / AVATAR_FILE).resolve() == avatar.resolve():
         raise ConfigError(f"{avatar} is what is to be changed, and lies in {out}: choose another folder")
     from minirodin.cameras import orbit_cameras
@@ -119,27 +116,9 @@ def _check(out: Path, size: int) -> None:
 
 
 def _leave(avatar, out: Path, title: str, facts: dict, size: int, pictures: dict | None = None) -> None:
-    """All files of an avatar; every view is drawn once."""
-    import torch
+    """All files of an avatar, and a page of them."""
+    from minirodin.page import person, write_files, write_page
 
-    from minirodin.page import write_page
-    from minirodin.plots import contact_sheet
-
-    out.mkdir(parents=True, exist_ok=True)
-    avatar.save(out / AVATAR_FILE)
-    views = []
-
-    def keep(view):
-        views.append(view.cpu())
-        return view
-
-    avatar.turntable(out / "turntable.mp4", TURN, size, show_progress=True, finish=keep)
-    contact_sheet([views[i][0] for i in SHEET], len(SHEET) // 2, out / "views.png")
-    files = dict(FILES)
-    try:
-        avatar.export(out / FILES["mesh (GLB)"])
-    except RenderError as error:  # nobody is there: show that, with the rest
-        files.pop("mesh (GLB)")
-        print(f"no mesh: {error}")
-    page = write_page(out / "index.html", torch.cat(views), title, facts, files | {"avatar": AVATAR_FILE}, pictures)
-    print("\n".join(f"  {out / name}" for name in [AVATAR_FILE, *files.values(), page.name]))
+    views, files = write_files(avatar, out, size)
+    page = write_page(out / "index.html", title, person(views, title, facts, files, pictures))
+    print("\n".join(f"  {out / name}" for name in [*files.values(), page.name]))

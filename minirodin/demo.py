@@ -1,4 +1,4 @@
-"""`minirodin demo`: fit one person of `data_samples/` on whatever machine this is, and show them from all sides."""
+"""`minirodin demo`: what the models in the box make of a text and of a portrait; or one person of a capture, fitted."""
 
 import time
 from dataclasses import replace
@@ -12,11 +12,16 @@ from minirodin.config import Config, preset
 from minirodin.errors import DataError
 from minirodin.fitting import fit_subjects
 from minirodin.metrics import psnr
+from minirodin.page import person, write_files, write_page
+from minirodin.pipeline import RodinPipeline
 from minirodin.plots import contact_sheet
+from minirodin.portraits import read_portrait
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
-PEOPLE = SAMPLES / "people"
-DECODER = SAMPLES / "pretrained" / "small" / "decoder.safetensors"  # of stage one, preset `small`
+BOX = SAMPLES / "pretrained" / "small"
+DECODER = BOX / "decoder.safetensors"  # of stage one
+PROMPT, SEED = "a young woman with long red hair and round glasses", 3
+PORTRAIT = SAMPLES / "portraits" / "1000008.webp"  # of nobody that the models know
 
 
 def demo_config() -> Config:
@@ -37,14 +42,39 @@ def demo_config() -> Config:
     )
 
 
-def run_demo(out: str | Path, data: str | Path = PEOPLE, config: Config | None = None) -> Path:
+def show_box(out: str | Path, size: int = 192) -> Path:
+    """Text → avatar and portrait → avatar: the files of both in `out`, and one page, index.html.
+
+    Args:
+        size: of the views, in pixels.
+    """
+    if not BOX.is_dir():
+        raise DataError(f"{BOX} does not exist: run the demo in a checkout of the project, or give --data FOLDER")
+    out, people, start = Path(out), [], time.perf_counter()
+    pipe = RodinPipeline.from_pretrained(BOX)
+    for name, asked in (("text", {"prompt": PROMPT}), ("portrait", {"image": PORTRAIT})):
+        began = time.perf_counter()
+        avatar = pipe(**asked, seed=SEED)
+        seconds = time.perf_counter() - began
+        title = f"“{PROMPT}”" if name == "text" else f"the person of {PORTRAIT.name}"
+        print(f"{title}: made in {seconds:.0f} s; drawing")
+        views, files = write_files(avatar, out / name, size)
+        shown = torch.cat([read_portrait(PORTRAIT, size), torch.ones(1, size, size)]).permute(1, 2, 0)  # (S, S, 4)
+        pictures = {} if name == "text" else {"the portrait": shown}
+        facts = {"seed": SEED, "seconds": f"{seconds:.1f}"}
+        files = {what: f"{name}/{file}" for what, file in files.items()}
+        people.append(person(views, title, facts, files, pictures))
+    page = write_page(out / "index.html", "minirodin", *people)
+    print(f"{time.perf_counter() - start:.0f} s in all; open {page}")
+    return page
+
+
+def fit_one(out: str | Path, data: str | Path, config: Config | None = None) -> Path:
     """Fit the first capture of `data`; leave avatar.safetensors, contact_sheet.png and turntable.mp4 in `out`.
 
     An interrupted run goes on where it stopped; a finished one is only drawn again.
     """
     out, config = Path(out), config or demo_config()
-    if not Path(data).is_dir():
-        raise DataError(f"{data} does not exist: run the demo in a checkout of the project, or give --data FOLDER")
     capture = load_capture(find_captures(data)[0])
     train, held_out = capture.held_out()
     print(f"fitting {capture.name}: {len(train)} views of {capture.cameras.width}×{capture.cameras.height} pixels")

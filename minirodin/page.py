@@ -1,4 +1,4 @@
-"""An avatar on a page: a picture that turns when it is dragged, what it was made from, and links to its other files.
+"""The files that an avatar is handed over as, and a page of them, with a picture that turns when it is dragged.
 
 A page is one file that needs no network and no other script: pictures are part of it, as data.
 """
@@ -14,8 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minirodin.avatar import Avatar
 from minirodin.errors import RenderError
+from minirodin.plots import contact_sheet
 
+VIEWS = 36  # of the turntable and the page
+SHEET = (0, 4, 9, 18, 27, 32)  # of them on the contact sheet: front, half, side, back, the other side, half
+FILES = {"mesh (GLB)": "avatar.glb", "turntable (MP4)": "turntable.mp4", "views (PNG)": "views.png"}
+AVATAR_FILE = "avatar.safetensors"
 WIDEST = 16383  # pixels of a WebP picture
 
 # The slider says which frame is shown, and arrow keys move it, round and round; dragging the picture moves the slider.
@@ -61,9 +67,7 @@ figure img {{ display: block; width: 14rem; max-width: 100% }}
 </style>
 """
 
-PAGE = (
-    HEAD
-    + """\
+PERSON = """\
 <main>
 {turn}
 <section>
@@ -77,9 +81,34 @@ PAGE = (
 </section>
 </main>
 {figures}
-</html>
 """
-)
+
+
+def write_files(avatar: Avatar, folder: str | Path, size: int = 256) -> tuple[Tensor, dict[str, str]]:
+    """Avatar file, mesh, turntable and contact sheet in a folder; every view is drawn once.
+
+    Args:
+        size: of the views, in pixels.
+
+    Returns:
+        The views, as `turning` takes them, and what the files are → their names. Nobody there: no mesh.
+    """
+    folder, views, files = Path(folder), [], FILES | {"avatar": AVATAR_FILE}
+    folder.mkdir(parents=True, exist_ok=True)
+    avatar.save(folder / AVATAR_FILE)
+
+    def keep(view: Tensor) -> Tensor:
+        views.append(view.cpu())
+        return view
+
+    avatar.turntable(folder / "turntable.mp4", VIEWS, size, show_progress=True, finish=keep)
+    contact_sheet([views[i][0] for i in SHEET], len(SHEET) // 2, folder / "views.png")
+    try:
+        avatar.export(folder / FILES["mesh (GLB)"])
+    except RenderError as error:  # show that, with the rest
+        files.pop("mesh (GLB)")
+        print(f"no mesh: {error}")
+    return torch.cat(views), files
 
 
 def turning(views: Tensor, label: str = "avatar", width: str = "20rem") -> str:
@@ -107,21 +136,20 @@ def picture_data(image: Tensor) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def write_page(
-    path: str | Path,
+def person(
     views: Tensor,
     title: str,
     facts: Mapping[str, object],
     files: Mapping[str, str],
     pictures: Mapping[str, Tensor] | None = None,
-) -> Path:
-    """One HTML file that shows an avatar, in the light and the dark.
+) -> str:
+    """HTML of one avatar, for `write_page`.
 
     Args:
         views: as for `turning`; at 36 views of 256² a page has about a quarter of a megabyte.
         title: the description that it was made from.
         facts: name → value.
-        files: name → name of a file in the same folder.
+        files: name → name of a file, as seen from the page.
         pictures: caption → RGBA (H, W, 4) in [0, 1], side by side below.
     """
     rows = [f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()]
@@ -132,5 +160,10 @@ def write_page(
     ]
     turn = turning(views, title)
     parts = {"facts": "\n".join(rows), "links": "\n".join(links), "figures": "\n".join(figures)}
-    Path(path).write_text(PAGE.format(title=escape(title), turn=turn, **parts), encoding="utf-8")
+    return PERSON.format(title=escape(title), turn=turn, **parts)
+
+
+def write_page(path: str | Path, title: str, *people: str) -> Path:
+    """One HTML file that shows avatars, each as `person` made it, in the light and the dark."""
+    Path(path).write_text("".join([HEAD.format(title=escape(title)), *people, "</html>\n"]), encoding="utf-8")
     return Path(path)

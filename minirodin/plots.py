@@ -103,7 +103,7 @@ def show_curves(
     return figure
 
 
-def photo(figure: Figure, quality: int = 80):
+def photo(figure: Figure, quality: int = 72):
     """A figure as a JPEG for a notebook (an IPython `Image`): pictures of people take a fifth of what PNG needs."""
     from IPython.display import Image as Shown
 

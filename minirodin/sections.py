@@ -180,7 +180,7 @@ class UpsamplerConfig:
     perceptual: str = ""  # network of E19: lpips-vgg | efficientnet-lite0; by default the best that is here
     face: tuple[float, ...] = (0.0, 0.02, 0.45)  # where patches fall most often, in the box: between eyes and mouth …
     face_radius: float = 0.3  # … and how far around; foreign data: (0, 0, 0) and 1
-    elsewhere: float = 0.5  # how often they fall anywhere at all, in parts of the face's peak
+    elsewhere: float = 0.15  # how often they fall anywhere at all, in parts of the face's peak
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=10_000, batch=16, lr=7e-4))
 
 

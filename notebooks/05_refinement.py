@@ -67,9 +67,8 @@ scratch = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## 1 What is missing, and who is to blame
 #
-# People are made from seeds, so a person in the box can be photographed again, at any size. Here is one at 1024², cut
-# to the face, and their planes: fitted, of 64², and made 256² by the upsampler in the box (chapter 04), which is what a
-# refiner gets at the end of the pipeline. Three things can lose detail on the way from a person to a rendering: the
+# People are made from seeds, so a person in the box can be photographed again, at any size. Here is the one with
+# planes of 256², at 1024², cut to the face. Three things can lose detail on the way from a person to a rendering: the
 # **planes** (a texel is 1/128 wide), the **pixels** of the view, and the **samples** along each ray.
 #
 # **Predict first.** Which of the three costs most?
@@ -80,7 +79,6 @@ from minirodin.avatars.attributes import sample_attributes
 from minirodin.avatars.dataset import render_person
 from minirodin.cameras import Cameras, orbit_cameras
 from minirodin.refiner import premultiplied, refine, straight
-from minirodin.upsampler import Upsampler
 
 
 def window(cameras, left, top, side):
@@ -95,8 +93,7 @@ def on_white(images):
 
 
 # %%
-small = Avatar.load("../data_samples/avatars/1000000.safetensors").to(device)
-avatar = Upsampler.load("../data_samples/pretrained/small/upsampler", device).avatar(small, steps=1)
+avatar = Avatar.load("../data_samples/avatars/1000000.safetensors").to(device)
 front = orbit_cameras(10, 5, 1024)
 fine, coarse = window(front, 344, 384, 256), window(front.resized(256, 256), 86, 96, 64)  # the same place
 face = render_person(sample_attributes(1000000), front).images[:, 384:640, 344:600]
@@ -109,7 +106,7 @@ versions = {
     "photograph at 256²": refine(None, reduced),
     "planes of 256², at 1024²": avatar.views(fine),
     "planes of 256², at 256²": refine(None, avatar.views(coarse)),
-    "planes of 64², at 256²": refine(None, small.views(coarse)),
+    "planes of 64², at 256²": refine(None, avatar.views(coarse, 64)),
 }
 photo(show_images([to_rgb(image[0]) for image in versions.values()], [*versions], columns=5, width=12.5))
 

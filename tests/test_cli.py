@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from PIL import Image
 
 from minirodin import cli, cli_models, cli_reproduce, demo, doctor
 from minirodin.avatar import Avatar
+from minirodin.page import write_files
 from minirodin.shards import FittedPlanes
 
 
@@ -106,6 +108,31 @@ def test_demo_leaves_its_three_files(captures, tmp_path, capsys, monkeypatch):
     assert "dB PSNR" in printed
     sheet = Image.open(tmp_path / "contact_sheet.png")
     assert sheet.size == (2 * 24 + 2, 3 * 24 + 4)  # the portrait and one held-out view; photographs, 128², 64²
+
+
+def test_demo_shows_what_the_box_makes(fitted, tmp_path, capsys, monkeypatch):
+    asked, avatar = [], Avatar.load(fitted / "one")
+    pipe = lambda **given: asked.append(given) or avatar  # noqa: E731
+    monkeypatch.setattr(demo.RodinPipeline, "from_pretrained", lambda folder: pipe)
+    monkeypatch.setattr(demo, "write_files", lambda avatar, folder, size: write_files(avatar, folder, 16))
+    export = Avatar.export
+    monkeypatch.setattr(Avatar, "export", lambda self, path: export(self, path, 24))
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    assert asked == [{"prompt": demo.PROMPT, "seed": demo.SEED}, {"image": demo.PORTRAIT, "seed": demo.SEED}]
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"]+)"', page)
+    assert len(links) == 8 and all((tmp_path / link).stat().st_size > 200 for link in links)
+    assert demo.PROMPT in page and page.count("<figure>") == 1
+    assert str(tmp_path / "index.html") in capsys.readouterr().out
+
+
+def test_demo_without_a_box_or_onto_a_file_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "BOX", tmp_path / "none")
+    (tmp_path / "file").write_text("mine")
+    for out, said in (("new", "none does not exist"), ("file", "is a file: give a folder")):
+        assert cli.main(["demo", "--out", str(tmp_path / out)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_bench_prints_json(fitted, tmp_path, capsys):

@@ -9,7 +9,8 @@ import torch
 import trimesh
 from PIL import Image
 
-from minirodin import cli, cli_avatars
+from minirodin import cli
+from minirodin import page as pages
 from minirodin.avatar import Avatar, Origin
 from minirodin.errors import CheckpointError
 from minirodin.pipeline import RodinPipeline
@@ -41,8 +42,8 @@ class Pipe:
 def pipe(fitted, monkeypatch):
     pipe = Pipe(fitted)
     monkeypatch.setattr(RodinPipeline, "from_pretrained", lambda folder: pipe)
-    monkeypatch.setattr(cli_avatars, "TURN", 8)
-    monkeypatch.setattr(cli_avatars, "SHEET", (0, 2, 4, 6))
+    monkeypatch.setattr(pages, "VIEWS", 8)
+    monkeypatch.setattr(pages, "SHEET", (0, 2, 4, 6))
     export = Avatar.export
     monkeypatch.setattr(Avatar, "export", lambda self, path, resolution=32: export(self, path, resolution))
     return pipe
@@ -146,5 +147,5 @@ def test_what_export_refuses(fitted, tmp_path, capsys):
 
 
 def test_sheet_and_turn_agree():
-    views = np.array(cli_avatars.SHEET) * 360 / cli_avatars.TURN
-    assert {0, 90, 180, 270} <= set(views) and max(cli_avatars.SHEET) < cli_avatars.TURN
+    views = np.array(pages.SHEET) * 360 / pages.VIEWS
+    assert {0, 90, 180, 270} <= set(views) and max(pages.SHEET) < pages.VIEWS

@@ -13,7 +13,7 @@ from toys import FieldDecoder, ball_config, position_planes, soft_ball
 
 from minirodin.avatar import Avatar
 from minirodin.errors import RenderError
-from minirodin.page import turning, write_page
+from minirodin.page import person, turning, write_page
 
 NASTY = "<script>alert(1)</script> \" onload='x' & é {0}"
 
@@ -64,7 +64,9 @@ def test_the_strip_holds_the_frames_in_order(views):
 
 def test_a_page_needs_nothing_else(views, tmp_path):
     files = {"mesh": "avatar.glb", "film": "a film & more.mp4"}
-    path = write_page(tmp_path / "index.html", views, "someone", {"seed": 7}, files, {"before": views[1]})
+    path = write_page(
+        tmp_path / "index.html", "someone", person(views, "someone", {"seed": 7}, files, {"before": views[1]})
+    )
     text = path.read_text(encoding="utf-8")
     page = Elements(text)
     assert [a["href"] for a in page.of("a")] == ["avatar.glb", "a%20film%20%26%20more.mp4"]
@@ -75,9 +77,19 @@ def test_a_page_needs_nothing_else(views, tmp_path):
     assert abs(picture(page.of("img")[0]["src"])[8, 10, 0] - 64.0) < 6
 
 
+def test_several_people_stand_one_below_the_other(views, tmp_path):
+    people = [person(views.roll(i, 0), name, {}, {"mesh": f"{name}/avatar.glb"}) for i, name in enumerate("ab")]
+    page = Elements(write_page(tmp_path / "index.html", "two", *people).read_text(encoding="utf-8"))
+    assert [a["href"] for a in page.of("a")] == ["a/avatar.glb", "b/avatar.glb"] and len(page.of("title")) == 1
+    first, second = (picture(div["style"]) for div in page.of("div") if "aria-label" in div)
+    assert abs(first[8, 10 + 16] - second[8, 10 + 32].astype(int)).max() < 6
+
+
 def test_text_is_harmless(views, tmp_path):
-    path = write_page(tmp_path / "a.html", views, NASTY, {NASTY: NASTY}, {NASTY: NASTY}, {NASTY: views[0]})
-    plain = write_page(tmp_path / "b.html", views, "x", {"x": "x"}, {"x": "x"}, {"x": views[0]})
+    path, plain = (
+        write_page(tmp_path / f"{name}.html", x, person(views, x, {x: x}, {x: x}, {x: views[0]}))
+        for name, x in (("a", NASTY), ("b", "x"))
+    )
     nasty, harmless = (Elements(p.read_text(encoding="utf-8")) for p in (path, plain))
     assert [(t, a.keys()) for t, a in nasty.tags] == [(t, a.keys()) for t, a in harmless.tags]  # the same elements
     assert nasty.text.count(NASTY) == 6 and harmless.text.count("x") == 6  # shown as it was written

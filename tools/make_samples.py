@@ -14,9 +14,9 @@ PORTRAITS = range(1_000_000, 1_000_012)
 
 
 def save(rgba: np.ndarray, path: Path) -> None:
-    """As WebP with lossless alpha, 45 dB from the picture in a quarter of PNG's bytes; what cannot be seen is black."""
+    """As WebP with lossless alpha, 44 dB from the picture in a fifth of PNG's bytes; what cannot be seen is black."""
     rgba = np.where(rgba[..., 3:] == 0, 0, rgba)
-    Image.fromarray(rgba).save(path.with_suffix(".webp"), quality=95, method=6, exact=True)
+    Image.fromarray(rgba).save(path.with_suffix(".webp"), quality=90, method=6, exact=True)
 
 
 def pack(folder: Path) -> Path:
