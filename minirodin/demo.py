@@ -21,7 +21,7 @@ SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
 BOX = SAMPLES / "pretrained" / "small"
 DECODER = BOX / "decoder.safetensors"  # of stage one
 PROMPT, SEED = "a young woman with long red hair and round glasses", 3
-PORTRAIT = SAMPLES / "portraits" / "1000008.webp"  # of nobody that the models know
+PORTRAIT = SAMPLES / "portraits" / "1000003.webp"  # of nobody that the models know
 
 
 def demo_config() -> Config:
@@ -58,7 +58,7 @@ def show_box(out: str | Path, size: int = 192) -> Path:
         seconds = time.perf_counter() - began
         title = f"“{PROMPT}”" if name == "text" else f"the person of {PORTRAIT.name}"
         print(f"{title}: made in {seconds:.0f} s; drawing")
-        views, files = write_files(avatar, out / name, size)
+        views, files = write_files(avatar, out / name, size, 24)
         shown = torch.cat([read_portrait(PORTRAIT, size), torch.ones(1, size, size)]).permute(1, 2, 0)  # (S, S, 4)
         pictures = {} if name == "text" else {"the portrait": shown}
         facts = {"seed": SEED, "seconds": f"{seconds:.1f}"}

@@ -18,8 +18,7 @@ from minirodin.avatar import Avatar
 from minirodin.errors import RenderError
 from minirodin.plots import contact_sheet
 
-VIEWS = 36  # of the turntable and the page
-SHEET = (0, 4, 9, 18, 27, 32)  # of them on the contact sheet: front, half, side, back, the other side, half
+SHEET = (0, 40, 90, 180, 270, 320)  # degrees, of the views on the contact sheet
 FILES = {"mesh (GLB)": "avatar.glb", "turntable (MP4)": "turntable.mp4", "views (PNG)": "views.png"}
 AVATAR_FILE = "avatar.safetensors"
 WIDEST = 16383  # pixels of a WebP picture
@@ -84,11 +83,12 @@ PERSON = """\
 """
 
 
-def write_files(avatar: Avatar, folder: str | Path, size: int = 256) -> tuple[Tensor, dict[str, str]]:
+def write_files(avatar: Avatar, folder: str | Path, size: int = 256, count: int = 36) -> tuple[Tensor, dict[str, str]]:
     """Avatar file, mesh, turntable and contact sheet in a folder; every view is drawn once.
 
     Args:
         size: of the views, in pixels.
+        count: how many they are.
 
     Returns:
         The views, as `turning` takes them, and what the files are → their names. Nobody there: no mesh.
@@ -101,8 +101,8 @@ def write_files(avatar: Avatar, folder: str | Path, size: int = 256) -> tuple[Te
         views.append(view.cpu())
         return view
 
-    avatar.turntable(folder / "turntable.mp4", VIEWS, size, show_progress=True, finish=keep)
-    contact_sheet([views[i][0] for i in SHEET], len(SHEET) // 2, folder / "views.png")
+    avatar.turntable(folder / "turntable.mp4", count, size, show_progress=True, finish=keep)
+    contact_sheet([views[round(turn / 360 * count)][0] for turn in SHEET], len(SHEET) // 2, folder / "views.png")
     try:
         avatar.export(folder / FILES["mesh (GLB)"])
     except RenderError as error:  # show that, with the rest

@@ -114,7 +114,7 @@ def test_demo_shows_what_the_box_makes(fitted, tmp_path, capsys, monkeypatch):
     asked, avatar = [], Avatar.load(fitted / "one")
     pipe = lambda **given: asked.append(given) or avatar  # noqa: E731
     monkeypatch.setattr(demo.RodinPipeline, "from_pretrained", lambda folder: pipe)
-    monkeypatch.setattr(demo, "write_files", lambda avatar, folder, size: write_files(avatar, folder, 16))
+    monkeypatch.setattr(demo, "write_files", lambda avatar, folder, size, count: write_files(avatar, folder, 16, 9))
     export = Avatar.export
     monkeypatch.setattr(Avatar, "export", lambda self, path: export(self, path, 24))
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
