@@ -27,7 +27,7 @@
 #
 # | preset | what is trained live, on seven people, from 32² to 64² | time | memory |
 # | --- | --- | --- | --- |
-# | `smoke` | 0.12 M weights, 220 steps in all | 130 s on two cores (CPU 205 s) | 0.9 GB |
+# | `smoke` | 0.12 M weights, 220 steps in all | 120 s on two cores (CPU 175 s) | 0.9 GB |
 # | `small` | 1.0 M weights | not measured | not measured |
 # | `full` | 7.2 M weights | not measured | not measured |
 #
