@@ -112,7 +112,10 @@ def demo(out: Path = Path("outputs/demo"), data: Path | None = None) -> None:
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give a folder")
-    fit_one(out, data) if data else show_box(out)
+    if data:
+        fit_one(out, data)
+    else:
+        show_box(out)
 
 
 def evaluate(

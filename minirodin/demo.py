@@ -52,15 +52,16 @@ def show_box(out: str | Path, size: int = 192) -> Path:
         raise DataError(f"{BOX} does not exist: run the demo in a checkout of the project, or give --data FOLDER")
     out, people, start = Path(out), [], time.perf_counter()
     pipe = RodinPipeline.from_pretrained(BOX)
-    for name, asked in (("text", {"prompt": PROMPT}), ("portrait", {"image": PORTRAIT})):
+    portrait = torch.cat([read_portrait(PORTRAIT, size), torch.ones(1, size, size)]).permute(1, 2, 0)  # (S, S, 4)
+    for name, title, asked, pictures in (
+        ("text", f"“{PROMPT}”", {"prompt": PROMPT}, {}),
+        ("portrait", f"the person of {PORTRAIT.name}", {"image": PORTRAIT}, {"the portrait": portrait}),
+    ):
         began = time.perf_counter()
         avatar = pipe(**asked, seed=SEED)
         seconds = time.perf_counter() - began
-        title = f"“{PROMPT}”" if name == "text" else f"the person of {PORTRAIT.name}"
         print(f"{title}: made in {seconds:.0f} s; drawing")
         views, files = write_files(avatar, out / name, size, 24)
-        shown = torch.cat([read_portrait(PORTRAIT, size), torch.ones(1, size, size)]).permute(1, 2, 0)  # (S, S, 4)
-        pictures = {} if name == "text" else {"the portrait": shown}
         facts = {"seed": SEED, "seconds": f"{seconds:.1f}"}
         files = {what: f"{name}/{file}" for what, file in files.items()}
         people.append(person(views, title, facts, files, pictures))

@@ -80,13 +80,13 @@ def likeness_loss(
     return 1 - F.cosine_similarity(seen, latents)
 
 
-def encoder_beside(folder: str | Path | None, wanted: str) -> ImageTextEncoder:
+def encoder_beside(folder: str | Path, wanted: str) -> ImageTextEncoder:
     """The encoder that lies beside a base model's folder, as in a pipeline.
 
     Raises:
         ConfigError: there are no latents that somebody could be like. CheckpointError: none, or not that of `wanted`.
     """
-    if not (folder and wanted):
+    if not wanted:
         raise ConfigError("likeness_weight is about latents: give unet.latent")
     encoder = ImageTextEncoder.load(Path(folder).parent / "encoder", "cpu")
     if encoder.fingerprint != wanted:

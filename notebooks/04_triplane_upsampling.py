@@ -797,6 +797,9 @@ assert near < 0.85 * far and same > 36, (near, far, same)
 mean = {name: row[strangers["perceptual"]] for name, row in strangers["mean"].items()}
 closed = (mean["interpolated"] - mean["spoiled"]) / (mean["interpolated"] - mean["fitted"])
 assert closed > 0.6 and by["spoiled"] < by["interpolated"]
+weights = sum(p.numel() for p in pipe.upsampler.network.parameters())
+assert 5e6 < weights < 8e6
+print(f"the upsampler of `small` has {weights / 1e6:.1f} million weights")
 print(f"{eyes.name}: {far:.3f} → {near:.3f}; of 64 strangers' gap {closed:.0%}; one step and two: {same:.0f} dB")
 
 # %% [markdown]

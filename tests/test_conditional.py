@@ -4,6 +4,7 @@ import csv
 import shutil
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,17 @@ def test_pictures_that_cannot_be_asked_for_are_one_line(people, tmp_path, wrong)
     with pytest.raises(ConfigError, match="is about latents"):  # of nobody nobody can be like
         nobody = replace(TINY, likeness_weight=0.1)
         train_base(people, replace(given, base=nobody), tmp_path, show_progress=False)
+
+
+def test_likeness_wants_the_encoder_of_the_latents_beside_it(people, tmp_path, monkeypatch):
+    given = config()
+    given = replace(given, base=replace(given.base, likeness_weight=0.1))
+    with pytest.raises(CheckpointError, match="neither a folder"):
+        train_base(people, given, tmp_path / "a", show_progress=False)
+    other = SimpleNamespace(fingerprint="of another", source="somebody's")
+    monkeypatch.setattr(ImageTextEncoder, "load", lambda *_: other)
+    with pytest.raises(CheckpointError, match=r"^somebody's is another encoder than that of the latents"):
+        train_base(people, given, tmp_path / "b", show_progress=False)
 
 
 def test_planes_without_latents_are_refused(fitted, people, tmp_path):

@@ -1,6 +1,6 @@
 """The README's first picture: avatars of texts, and of portraits, as the pipeline in the box makes them.
 
-python tools/gallery_picture.py        # writes results/gallery.png
+python tools/gallery_picture.py        # writes results/gallery.jpg
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ PORTRAITS = ("1000003", "1000005", "1000007", "1000000")
 SIZE = 256
 
 
-def main(pipeline: Path = SAMPLES / "pretrained" / "small", out: Path = Path("results/gallery.png")) -> None:
+def main(pipeline: Path = SAMPLES / "pretrained" / "small", out: Path = Path("results/gallery.jpg")) -> None:
     """Each text's avatar from the front and from a side; portraits beside theirs."""
     pipe = RodinPipeline.from_pretrained(pipeline)
 
@@ -33,7 +33,7 @@ def main(pipeline: Path = SAMPLES / "pretrained" / "small", out: Path = Path("re
         portrait = read_portrait(file, SIZE).permute(1, 2, 0)  # (S, S, 3)
         pairs.append(torch.cat([portrait, look(pipe(image=file, seed=0), 20)], dim=1))
     titles = [*PROMPTS, *["a portrait, and the avatar of it"] * len(PORTRAITS)]
-    show_images(pairs, titles, columns=4, width=16).savefig(out)
+    show_images(pairs, titles, columns=4, width=16).savefig(out, pil_kwargs={"quality": 82})
     print(out)
 
 

@@ -20,6 +20,7 @@ def save(rgba: np.ndarray, path: Path) -> None:
 
 
 def pack(folder: Path) -> Path:
+    """The pictures of a capture so."""
     for path in folder.glob("*.png"):
         save(np.array(Image.open(path).convert("RGBA")), path)
         path.unlink()
