@@ -26,6 +26,7 @@ def train(
     begin_from: Path | None = None,
     captures: Path | None = None,
     augmentation: Path | None = None,
+    upsampled: Path | None = None,
 ) -> None:
     """Train a network; the same command resumes. Also under accelerate launch and torchrun.
 
@@ -44,18 +45,19 @@ def train(
         captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes. Of
             refiner: those of everybody, of four times the side of its views.
         augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
+        upsampled: of refiner: what `minirodin upsample data --reduce` wrote, to be learned from too.
     """
     runs = {
         "base": lambda: _train_base(data, config, out, validation, variant or "aware", begin_from),
         "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
-        "refiner": lambda: train_refiner(data, config, out, validation, captures),
+        "refiner": lambda: train_refiner(data, config, out, validation, captures, upsampled),
         "classifier": lambda: _train_classifier(data, config, out, validation),
         "encoder": lambda: _train_encoder(data, config, out, validation),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
     options = {"base": {"variant": variant, "begin_from": begin_from}}
-    options["upsampler"] = {"augmentation": augmentation}
-    options.setdefault("refiner" if what == "refiner" else "upsampler", {})["captures"] = captures
+    options |= {"upsampler": {"augmentation": augmentation}, "refiner": {"upsampled": upsampled}}
+    options["refiner" if what == "refiner" else "upsampler"]["captures"] = captures
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
     if os.environ.get("RANK", "0") == "0":

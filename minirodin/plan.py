@@ -312,7 +312,7 @@ def refiner(run: Run, rates: Rates) -> Stage:
     _train(stage, run, c.train, rate, _imagined(lambda: Refiner(c)))
     views = who.train * who.views
     stage.host += views * 4 * (LARGE * c.view) ** 2 / GIB
-    rendered = views * c.view**2 * (4 * len(c.resolutions) + 4 + 2 * 2) / GIB  # views, neighbours, depths of both
+    rendered = views * c.view**2 * (4 * len(c.resolutions) + 4 + 4 + 2 * 2) / GIB  # also upsampled; neighbours; depths
     stage.gpu += rendered
     stage.notes.append(f"memory: photographs in every process, {rendered:,.0f} GiB of renders on every GPU")
     return stage

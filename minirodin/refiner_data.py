@@ -107,9 +107,11 @@ class Pairs:
     Args:
         people: with the planes of those on the photographs.
         config: says at which sizes planes are rendered, and how far away the neighbours are.
+        upsampled: the same people's planes as the upsampler makes them of small ones: what it invents is to be seen
+            through.
 
     Attributes:
-        pictures: (K, S, V, h, h, 4) uint8, RGBA with straight alpha, of the planes at each of K sizes.
+        pictures: (K, S, V, h, h, 4) uint8, RGBA with straight alpha, of the planes at each size, and upsampled.
         neighbours: (S, V, h, h, 4), of the first size.
         depth: (2, S, V, h, h) float16 of views and neighbours, as `consistency.surface` gives.
         matrix: (2, S, V, 4, 4) of both; `intrinsics`: (S, V, 4).
@@ -122,6 +124,7 @@ class Pairs:
         config: RefinerConfig,
         device: torch.device,
         show_progress: bool = True,
+        upsampled: FittedPlanes | None = None,
     ):
         self.photographs, self.config, self.device, shared = photographs, config, device, people.decoder
         pictures, depth, neighbours, matrices = [], [], [], []
@@ -130,6 +133,9 @@ class Pairs:
             avatar = Avatar(people.planes(name), shared.decoder, shared.config).to(device)
             beside = turned(cameras, config.turn)
             views = [avatar.views(cameras, size, depth=True) for size in config.resolutions]  # K of (V, h, h, 5)
+            if upsampled is not None:
+                again = Avatar(upsampled.planes(name), shared.decoder, shared.config).to(device)
+                views.append(again.views(cameras, depth=True))
             near = avatar.views(beside, config.resolutions[0], depth=True)
             pictures.append(torch.stack([to_bytes(v[..., :4]) for v in views]))
             neighbours.append(to_bytes(near[..., :4]))
@@ -140,13 +146,13 @@ class Pairs:
         self.intrinsics = torch.stack([c.intrinsics for c in photographs.cameras]).float().to(device)
 
     def draw(self, number: int, generator: torch.Generator) -> Batch:
-        """`number` patches, spoiled, of planes of any of the sizes, and `config.pairs` pairs as they are."""
+        """`number` patches, spoiled, of planes of any of the kinds, and `config.pairs` pairs as they are."""
         c, size = self.config, self.config.patch
         shape, count = self.pictures.shape[:3], number + self.config.pairs
-        sizes, people, views = (torch.randint(n, (count,), generator=generator, device=self.device) for n in shape)
+        kinds, people, views = (torch.randint(n, (count,), generator=generator, device=self.device) for n in shape)
         alpha = self.pictures[0, people, views, ..., 3]  # (B + K, h, h)
         corner = corners(alpha, size, generator)
-        seen = cut(self.pictures, (sizes[:number], people[:number], views[:number]), corner[:number], size)
+        seen = cut(self.pictures, (kinds[:number], people[:number], views[:number]), corner[:number], size)
         seen = degrade(premultiplied(seen.float() / 255), c, generator)
         places = torch.stack([people[:number], views[:number], *(LARGE * corner[:number]).T], dim=1).tolist()
         n, large = LARGE * size, self.photographs.pictures

@@ -32,6 +32,7 @@ def train_refiner(
     captures: str | Path,
     validation: str | Path | None = None,
     show_progress: bool = True,
+    upsampled: str | Path | None = None,
 ) -> Refiner:
     """Learn from renders of fitted planes and photographs of the same views (E20).
 
@@ -41,6 +42,7 @@ def train_refiner(
         out: folder for `model.safetensors`, `log.csv`, `loss.png` and `preview-STEP.png`.
         captures: the people in `data` (and in `validation`), photographed at four times `refiner.view` or more.
         validation: another such folder, under the same decoder, for the log and the previews.
+        upsampled: what `upsample_people` made of `data`, reduced: renders of it are learned from too.
 
     Returns:
         The refiner with averaged weights.
@@ -52,7 +54,11 @@ def train_refiner(
     check_settings(c)
     if not len(people):
         raise DataError(f"{data} holds no fitted planes: give the folder that `minirodin fit` wrote")
-    shared = people.decoder
+    shared, again = people.decoder, FittedPlanes(upsampled) if upsampled else None
+    if again is not None:
+        check_one_decoder(people, again)
+        if missing := sorted(set(people.names) - set(again.names)):
+            raise DataError(f"{upsampled} has no planes of {missing[0]} ({len(missing)} are missing): upsample {data}")
     config = replace(shared.config, name=config.name, refiner=c)  # the rest is as the planes were fitted
     photographs = Photographs.load(captures, people.names, c.view)
     with torch.random.fork_rng(devices=[]):
@@ -65,6 +71,7 @@ def train_refiner(
         "decoder": fingerprint(shared.decoder),
         "subjects": f"{len(people)}: {people.names[0]} … {people.names[-1]}",
         "views": str(photographs.pictures.shape[1]),
+        "upsampled": "too" if upsampled else "",
         "perceptual": eyes.name,
     }
 
@@ -84,7 +91,8 @@ def train_refiner(
         preview = _previews(network, out, unseen, looked_at, eyes)
     trainer = Trainer(network, losses, batches, c.train, out, metadata, preview=preview)
     eyes = eyes.to(trainer.device)
-    pairs = Pairs(people, photographs, c, trainer.device, show_progress and trainer.accelerator.is_main_process)
+    main = show_progress and trainer.accelerator.is_main_process
+    pairs = Pairs(people, photographs, c, trainer.device, main, again)
     trainer.run(show_progress)
     return network.requires_grad_(False)
 

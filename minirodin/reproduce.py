@@ -144,9 +144,16 @@ def upsampler(run: Run) -> dict:  # E17-E19
     return {}
 
 
+def pairs(run: Run) -> dict:
+    """What the refiner is to see through: its people, reduced and upsampled."""
+    model, out = Upsampler.load(run.out / "upsampler", run.device), run.out / "data" / "upsampled" / "pairs"
+    return {"people": len(upsample_people(model, run.planes("refiner", "train"), out, reduce=True))}
+
+
 def refiner(run: Run) -> dict:  # E20
     data, unseen = run.planes("refiner", "train"), run.planes("refiner", "unseen")
-    train_refiner(data, run.config, run.out / "refiner", run.captures(run.plan.refiner), unseen, run.main)
+    upsampled, photographs = run.out / "data" / "upsampled" / "pairs", run.captures(run.plan.refiner)
+    train_refiner(data, run.config, run.out / "refiner", photographs, unseen, run.main, upsampled)
     return {}
 
 
@@ -223,7 +230,7 @@ def gallery(run: Run) -> dict:
 
 STAGES = (
     *(portraits, encoder, classifier, people, decoder, planes, latents, base, latent, samples, augmentation),
-    *(upsampler, refiner, fitting, generation, judgement, upsampling, refinement, gallery),
+    *(upsampler, pairs, refiner, fitting, generation, judgement, upsampling, refinement, gallery),
 )
 TOGETHER = (encoder, classifier, planes, base, latent, upsampler, refiner)  # all processes; the others the first alone
 

@@ -188,7 +188,7 @@ class UpsamplerConfig:
 class RefinerConfig:
     """E20: the convolutional network from a rendered view to one of twice and of four times its side."""
 
-    channels: tuple[int, ...] = (96, 32, 16)  # at 1, 2 and 4 times the side of the view
+    channels: tuple[int, ...] = (64, 32, 16)  # at 1, 2 and 4 times the side of the view
     blocks: tuple[int, ...] = (12, 2, 1)  # residual blocks there
     view: int = 256  # pixels a side of the views; photographs to learn from have four times as many
     patch: int = 64  # pixels a side of the part of a view that is learned from at a time

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,7 @@ from minirodin.refiner_data import Pairs, Photographs, turned
 from minirodin.refiner_evaluation import evaluate_refiner
 from minirodin.refiner_training import refiner_losses, train_refiner
 from minirodin.render import render_views
+from minirodin.shards import FittedPlanes, begin_folder
 
 TINY = RefinerConfig(
     **{"channels": (16, 8, 6), "blocks": (2, 1, 1), "view": 24, "patch": 12, "resolutions": (16, 8), "pairs": 1},
@@ -218,7 +220,7 @@ def eyes():
 BALL = FieldDecoder(soft_ball(radius=0.7, sharpness=150, density=150), lambda p: 0.5 + 0.4 * torch.sin(6 * p))
 
 
-def balls(pairs=2, seed=0, **changes):
+def balls(pairs=2, seed=0, upsampled=None, **changes):
     """Views of an analytic ball; what is said to be photographs of it is noise."""
     c = replace(TINY, **{"pairs": pairs, "resolutions": (64,), "turn": 10.0, "blur": 0.0, "noise": 0.0, **changes})
     settings = replace(tiny_config().render, grid=32, bins=64, view_samples=48)
@@ -228,7 +230,7 @@ def balls(pairs=2, seed=0, **changes):
     truth = torch.randint(256, (2, 3, 96, 96, 4), dtype=torch.uint8, generator=seeded())
     background = torch.tensor([(torch.nan,) * 3, (0.1, 0.7, 0.2)])
     photographs = Photographs(["a", "b"], cameras, truth, background)
-    return Pairs(people, photographs, c, torch.device("cpu"), show_progress=False)
+    return Pairs(people, photographs, c, torch.device("cpu"), False, upsampled)
 
 
 def test_patches_lie_where_the_photographs_lie():
@@ -246,6 +248,23 @@ def test_patches_lie_where_the_photographs_lie():
     assert torch.equal(batch.views, again.views) and not torch.allclose(batch.views, other.views)
     green = (batch.behind == torch.tensor([0.1, 0.7, 0.2])).all(1)
     assert 6 < green.sum() < 26 and batch.behind[~green].unique(dim=0).shape[0] == 32 - green.sum()
+
+
+def test_upsampled_people_are_drawn_as_often_as_each_size():
+    """Kinds in the order of the sizes, upsampled last; neighbours that shall agree are of the fitted ones alone."""
+    red = SimpleNamespace(planes=lambda name: 0 * position_planes())
+    fitted, pairs = balls(resolutions=(64, 32)), balls(resolutions=(64, 32), upsampled=red)
+    assert torch.equal(pairs.pictures[:2], fitted.pictures) and len(pairs.pictures) == 3
+    assert torch.equal(pairs.neighbours, fitted.neighbours)
+    assert torch.allclose(pairs.depth, fitted.depth, 0, 0, equal_nan=True)
+    flat = pairs.pictures[2][..., :3][pairs.pictures[2][..., 3] == 255].float()
+    assert flat.std(0).max() < 1 < pairs.pictures[0][..., :3][pairs.pictures[0][..., 3] == 255].float().std(0).min()
+    pairs.pictures[0, ..., :3], pairs.pictures[1, ..., :3], pairs.pictures[2, ..., :3] = 50, 100, 200
+    batch = pairs.draw(600, seeded())
+    inside = (batch.views[:, :3] / batch.views[:, 3:])[:, 0, 6, 6]
+    counts = [int(((255 * inside[:600]).round() == value).sum()) for value in (50, 100, 200)]
+    assert sum(counts) > 550 and min(counts) > 150, counts
+    assert not {100.0, 200.0} & set((255 * inside[600:]).round().tolist())
 
 
 def test_pairs_of_patches_show_the_same_places():
@@ -400,6 +419,19 @@ def test_everything_is_measured(trained, fitted, large):
     assert bicubic["psnr"] == pytest.approx(float(torch.cat(by_hand).mean()), abs=1e-3)
     json.dumps(found)
     refused("holds nobody", evaluate_refiner, trained[1], large, large, kind=DataError)
+
+
+def test_upsampled_people_are_learned_from_too(trained, fitted, large, tmp_path):
+    """Another network comes out; whose planes are missing is said."""
+    train_refiner(fitted, config(), tmp_path, large, show_progress=False, upsampled=fitted)
+    (a, one), (b, two) = file_of(trained[0]), file_of(tmp_path)
+    assert not all(torch.equal(a[key], b[key]) for key in a) and (one["upsampled"], two["upsampled"]) == ("", "too")
+    some = FittedPlanes(fitted)
+    begin_folder(tmp_path / "some", {}, some.decoder).write_shard({"one": some.planes("one")}, some.decoder)
+    told = partial(train_refiner, fitted, config(), tmp_path / "out", large, show_progress=False)
+    refused(r"no planes of two \(1 are missing\)", partial(told, upsampled=tmp_path / "some"), kind=DataError)
+    refused(r"no planes of one \(2 are missing\)", partial(told, upsampled=tmp_path / "nowhere"), kind=DataError)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(trained, fitted, large, tmp_path, monkeypatch):
