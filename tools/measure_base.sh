@@ -8,12 +8,12 @@
 # (no attention); train: VARIANTS, same data, steps and seeds; sample: COUNT people of each variant and their sheets; steps: the same
 # by other samplers and numbers of steps, of the last variant; compare: all these with validation people; gather: one JSON; collect:
 # one with training, and a picture; bench: what convolution and training cost, on a machine that does nothing else.
-# PRESET, FIRST (seed of the first to learn from), DETAIL (of people's skin), FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs
+# PRESET, FIRST (seed of the first to learn from), DETAIL (of people's skin), CHECKED (whose planes are measured), FIT_FLAGS, TRAIN_FLAGS and PYTHON change the rest. The GPUs
 # (GPUS: which) share the chunks, then the variants; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
 stages=${*:-data train sample steps compare collect bench}
-preset=${PRESET:-small} first=${FIRST:-0} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128} detail=${DETAIL:-2}
+preset=${PRESET:-small} first=${FIRST:-0} train=${TRAIN:-1536} validation=${VALIDATION:-128} views=${VIEWS:-24} size=${SIZE:-128} chunk=${CHUNK:-128} count=${COUNT:-128} detail=${DETAIL:-2} checked=${CHECKED:-32}
 decoder=${DECODER:-data_samples/pretrained/small/decoder.safetensors}
 fit_flags=${FIT_FLAGS:---triplane.resolution 64 --fit.resolutions 64 --fit.resolution-weights 1.0 --fit.group $chunk --fit.rays 1024 --fit.steps 1000}
 train_flags=${TRAIN_FLAGS:---base.train.steps 9000 --base.train.preview-every 3000 --base.train.checkpoint-every 250}
@@ -44,7 +44,7 @@ data() {
   export maker
   each fit_one "${chunks[@]}"; failed=$?
   wait $maker && [ $failed = 0 ] || return
-  minirodin evaluate "$runs/fitted/validation" "$runs/people/${chunks[0]}" --limit 32 --out "$out/base_planes.json" >/dev/null
+  minirodin evaluate "$runs/fitted/validation" "$runs/people/${chunks[0]}" --limit "$checked" --out "$out/base_planes.json" >/dev/null
 }
 add() { (($2 >= $3)) || chunks+=("$1/$2-$(($3 - $2 < chunk ? $3 - $2 : chunk))"); }  # KIND FIRST END
 make_all() {  # the validation people, then a share of the others on each of the GPUs of SPREAD
