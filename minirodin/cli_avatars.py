@@ -119,6 +119,6 @@ def _leave(avatar, out: Path, title: str, facts: dict, size: int, pictures: dict
     """All files of an avatar, and a page of them."""
     from minirodin.page import person, write_files, write_page
 
-    views, files = write_files(avatar, out, size)
-    page = write_page(out / "index.html", title, person(views, title, facts, files, pictures))
+    views, files, large = write_files(avatar, out, size)
+    page = write_page(out / "index.html", title, person(views, title, facts, files, (pictures or {}) | large))
     print("\n".join(f"  {out / name}" for name in [*files.values(), page.name]))

@@ -61,10 +61,10 @@ def show_box(out: str | Path, size: int = 192) -> Path:
         avatar = pipe(**asked, seed=SEED)
         seconds = time.perf_counter() - began
         print(f"{title}: made in {seconds:.0f} s; drawing")
-        views, files = write_files(avatar, out / name, size, 24)
+        views, files, large = write_files(avatar, out / name, size, 24)
         facts = {"seed": SEED, "seconds": f"{seconds:.1f}"}
         files = {what: f"{name}/{file}" for what, file in files.items()}
-        people.append(person(views, title, facts, files, pictures))
+        people.append(person(views, title, facts, files, pictures | large))
     page = write_page(out / "index.html", "minirodin", *people)
     print(f"{time.perf_counter() - start:.0f} s in all; open {page}")
     return page

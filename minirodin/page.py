@@ -20,6 +20,7 @@ from minirodin.plots import contact_sheet
 
 SHEET = (0, 40, 90, 180, 270, 320)  # degrees, of the views on the contact sheet
 FILES = {"mesh (GLB)": "avatar.glb", "turntable (MP4)": "turntable.mp4", "views (PNG)": "views.png"}
+FRONT, FRONT_SIZE = "front.png", 1024  # of those whose pictures are refined
 AVATAR_FILE = "avatar.safetensors"
 WIDEST = 16383  # pixels of a WebP picture
 
@@ -83,17 +84,20 @@ PERSON = """\
 """
 
 
-def write_files(avatar: Avatar, folder: str | Path, size: int = 256, count: int = 36) -> tuple[Tensor, dict[str, str]]:
-    """Avatar file, mesh, turntable and contact sheet in a folder; every view is drawn once.
+def write_files(
+    avatar: Avatar, folder: str | Path, size: int = 256, count: int = 36
+) -> tuple[Tensor, dict[str, str], dict[str, Tensor]]:
+    """Avatar file, mesh, turntable, contact sheet and, refined, a large picture in a folder; every view is drawn once.
 
     Args:
         size: of the views, in pixels.
         count: how many they are.
 
     Returns:
-        The views, as `turning` takes them, and what the files are → their names. Nobody there: no mesh.
+        The views, as `turning` takes them, what the files are → their names, and a caption → the large picture, if
+        there is a refiner. Nobody there: no mesh.
     """
-    folder, views, files = Path(folder), [], FILES | {"avatar": AVATAR_FILE}
+    folder, views, files, pictures = Path(folder), [], FILES | {"avatar": AVATAR_FILE}, {}
     folder.mkdir(parents=True, exist_ok=True)
     avatar.save(folder / AVATAR_FILE)
 
@@ -108,7 +112,11 @@ def write_files(avatar: Avatar, folder: str | Path, size: int = 256, count: int 
     except RenderError as error:  # show that, with the rest
         files.pop("mesh (GLB)")
         print(f"no mesh: {error}")
-    return torch.cat(views), files
+    if avatar.finish:
+        name, front = f"front, {FRONT_SIZE}²", avatar.render(elevation=8, size=FRONT_SIZE).cpu()
+        Image.fromarray((front * 255).round().byte().numpy()).save(folder / FRONT)
+        files[f"{name} (PNG)"], pictures[name] = FRONT, front
+    return torch.cat(views), files, pictures
 
 
 def turning(views: Tensor, label: str = "avatar", width: str = "20rem") -> str:

@@ -91,6 +91,28 @@ def test_generate_then_edit(pipe, fitted, tmp_path, capsys):
     assert sorted(p.name for p in changed.iterdir()) == LEFT
 
 
+def test_refined_avatars_leave_a_large_picture(pipe, tmp_path, capsys, monkeypatch):
+    """Finished as nothing else is that is smaller; on the page, below the others."""
+    monkeypatch.setattr(pages, "FRONT_SIZE", 40)
+    person = pipe.person
+
+    def finished(*given):
+        avatar = person(*given)
+        avatar.finish = lambda draw, cameras: draw(cameras) * (0.5 if cameras.width == 40 else 1)
+        return avatar
+
+    monkeypatch.setattr(pipe, "person", finished)
+    for command in (["generate"], ["edit", tmp_path / "a" / "avatar.safetensors", "with a beard"]):
+        out = tmp_path / command[0][:1].replace("g", "a")
+        assert cli.main([str(a) for a in command] + ["--out", str(out), "--size", "16"]) == 0
+        assert str(out / "front.png") in capsys.readouterr().out
+        front = np.asarray(Image.open(out / "front.png")) / 255
+        avatar = Avatar.load(out / "avatar.safetensors")
+        assert abs(front - 0.5 * avatar.render(0, 8, 40).numpy()).max() < 1 / 255
+        page = (out / "index.html").read_text(encoding="utf-8")
+        assert 'href="front.png"' in page and page.rindex("front, 40²</figcaption>") == page.rindex("<figcaption>") + 12
+
+
 def test_portraits_and_anybody(pipe, tmp_path):
     portrait = tmp_path / "someone.png"
     assert cli.main(["generate", "--image", str(portrait), "--out", str(tmp_path / "a"), "--size", "16"]) == 0

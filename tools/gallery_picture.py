@@ -16,7 +16,7 @@ from minirodin.portraits import read_portrait
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
 PORTRAITS = ("1000003", "1000005", "1000007", "1000000")
-SIZE = 256
+SIZE = 512  # twice what is drawn: refined
 
 
 def main(pipeline: Path = SAMPLES / "pretrained" / "small", out: Path = Path("results/gallery.jpg")) -> None:
