@@ -1,4 +1,5 @@
-"""Training the refiner (E20): L1 and perceptual loss of patches, and agreement of what neighbouring views show."""
+"""Training the refiner (E20): L1, perceptual and, if asked for, adversarial loss of patches, and agreement of
+neighbouring views."""
 
 import json
 import math
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minirodin.adversary import Critic, adversarial_losses
 from minirodin.avatar import Avatar, to_rgb
 from minirodin.config import Config, RefinerConfig
 from minirodin.consistency import disagreement
@@ -64,6 +66,8 @@ def train_refiner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c.train.seed)
         network = Refiner(c)
+        if c.adversarial_weight:
+            network.critic = Critic()  # learns in the same steps, and is left in the file, where `load` passes over it
     eyes = PerceptualDistance(c.perceptual or None)
     metadata = {
         "kind": KIND,
@@ -78,7 +82,7 @@ def train_refiner(
     def losses(
         network: Callable[[Tensor], list[Tensor]], batch: Batch, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        return refiner_losses(network, batch, c, eyes)
+        return refiner_losses(network, batch, c, eyes, critic)
 
     def batches(number: int, generator: torch.Generator) -> Batch:
         return pairs.draw(number, generator)
@@ -90,21 +94,27 @@ def train_refiner(
         looked_at = Photographs.load(captures, unseen.names[:PREVIEWS], c.view, held_out=True)
         preview = _previews(network, out, unseen, looked_at, eyes)
     trainer = Trainer(network, losses, batches, c.train, out, metadata, preview=preview)
-    eyes = eyes.to(trainer.device)
+    eyes, critic = eyes.to(trainer.device), getattr(network, "critic", None)
     main = show_progress and trainer.accelerator.is_main_process
     pairs = Pairs(people, photographs, c, trainer.device, main, again)
     trainer.run(show_progress)
+    if critic:
+        del network.critic
     return network.requires_grad_(False)
 
 
 def refiner_losses(
-    network: Callable[[Tensor], list[Tensor]], batch: Batch, config: RefinerConfig, eyes: PerceptualDistance
+    network: Callable[[Tensor], list[Tensor]],
+    batch: Batch,
+    config: RefinerConfig,
+    eyes: PerceptualDistance,
+    critic: Critic | None = None,
 ) -> dict[str, Tensor]:
     """What is wrong with refined patches of both sizes over some background, and between refined neighbours.
 
     Returns:
         `loss` (scalar, to minimise), `l1` and, if it counts, `perceptual` (B,), means over both sizes; with pairs
-        `consistency` (scalar).
+        `consistency`, with a critic, which is asked of the larger size, `fooling` and `telling` (scalars).
     """
     made, number = network(batch.views), len(batch.truth)
     truth = F.avg_pool2d(batch.truth, 2), batch.truth
@@ -118,6 +128,9 @@ def refiner_losses(
         looked = [eyes(seen[..., y:, x:], true[..., y:, x:]) for seen, true in sides]
         result["perceptual"] = torch.stack(looked).mean(0)
         result["loss"] = result["loss"] + config.perceptual_weight * result["perceptual"].mean()
+    if critic:
+        result["fooling"], result["telling"] = adversarial_losses(critic, *sides[-1])
+        result["loss"] = result["loss"] + config.adversarial_weight * result["fooling"] + result["telling"]
     if config.pairs:
         a, b = made[-1][number:, :3].chunk(2)
         difference, valid = disagreement(a, b, *batch.where)
@@ -142,7 +155,7 @@ def _sides(made: Tensor, truth: Tensor, clean: Tensor, behind: Tensor) -> tuple[
 def check_settings(config: RefinerConfig) -> None:
     """Raise `ConfigError` for what no other part looks at before it is too late."""
     check_shape(config)
-    names = ("blur", "noise", "perceptual_weight", "consistency_weight", "pairs")
+    names = ("blur", "noise", "perceptual_weight", "adversarial_weight", "consistency_weight", "pairs")
     values = {name: getattr(config, name) for name in names}
     wrong = [(name, value, "0 or more") for name, value in values.items() if not 0 <= value < math.inf]
     if not 1 <= config.patch <= config.view:

@@ -197,6 +197,7 @@ class RefinerConfig:
     noise: float = 0.02  # … and of the noise
     perceptual: str = ""  # as of the upsampler
     perceptual_weight: float = 0.01  # beside the L1 loss
+    adversarial_weight: float = 0.0  # of an adversary (adversary.py); 0: none
     pairs: int = 4  # pairs of neighbouring views in each part of a batch, that shall agree …
     turn: float = 6.0  # … degrees apart …
     consistency_weight: float = 0.2  # … and how much that counts

@@ -41,6 +41,15 @@ def captures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """The people of `captures` by the same cameras, of four times the side; not to be changed."""
+    folder = tmp_path_factory.mktemp("large")
+    for seed, name in enumerate(("one", "two")):
+        save_capture(ball_capture(name, views=12, size=96, seed=seed), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def fitted(captures, tmp_path_factory):
     """The folder that `fit_subjects` made of `captures`; not to be changed."""
     folder = tmp_path_factory.mktemp("fitted")

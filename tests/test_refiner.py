@@ -204,15 +204,6 @@ def refused(said, call, *values, kind=CheckpointError, **named):
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """The people of `captures` by the same cameras, of four times the side."""
-    folder = tmp_path_factory.mktemp("large")
-    for seed, name in enumerate(("one", "two")):
-        save_capture(ball_capture(name, views=12, size=96, seed=seed), folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def eyes():
     return PerceptualDistance("efficientnet-lite0")
 

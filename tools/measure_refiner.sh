@@ -4,8 +4,9 @@
 # people: TRAIN + VALIDATION people of VIEWS views of SIZE pixels, and their planes of full size under DECODER, each CHUNK fitted
 # while others are made; upsampled: all of them, reduced and made large again, and the validation people as BOX makes them of their
 # latents; train: VARIANTS: `refiner` as configured, `alone` (of fitted people alone), `apart` (views need not agree), `l1` (no
-# perceptual loss); measure: each on held-out views of validation people, fitted and upsampled, and on those that BOX made; pictures:
-# cuts and turns of the first; bench: what it costs, on a machine that does nothing else.
+# perceptual loss), `adversary` (with one), `box` (that of BOX, which is only fetched); measure: each on held-out views of validation
+# people, fitted and upsampled, and on those that BOX made; pictures: cuts and turns of the first; bench: what it costs, on a machine
+# that does nothing else.
 # PRESET, FIT_FLAGS, TRAIN_FLAGS, LIMIT, GPUS and PYTHON change the rest; people are drawn by the GPUs of SPREAD (default: the first).
 set -uo pipefail
 out=$1; shift
@@ -41,6 +42,8 @@ train_one() {
     alone) flags= ;;
     apart) flags+=" --refiner.consistency-weight 0" ;;
     l1) flags+=" --refiner.perceptual-weight 0" ;;
+    adversary) flags+=" --refiner.adversarial-weight 0.003" ;;
+    box) mkdir -p "$runs/box" && cp "$box/refiner/model.safetensors" "$runs/box/"; return ;;
     *) echo "unknown variant $1" >&2; return 1 ;;
   esac
   minirodin train refiner --data "$fitted/train" --captures "$captures" --validation "$fitted/validation" --preset "$preset" \
@@ -82,7 +85,7 @@ pictures() {
 }
 bench() { minirodin bench refiner --preset "$preset" --out "$out/bench_refiner.json" >/dev/null; }
 export -f minirodin say train_one measure_one
-export out runs python preset fitted captures made train_flags limit
+export out runs python preset fitted captures made train_flags limit box
 for stage in $stages; do
   $stage || { echo "$stage failed" >&2; exit 1; }
   say "$stage done"

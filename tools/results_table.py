@@ -112,6 +112,9 @@ ROWS = (
     ("base model's, before / after (real): Fréchet", MADE, DETAILED, "{:.1f} / {:.1f} ({:.1f})", "better"),
     ("upsampling to 256², 10 steps", "bench_upsampler.json", "seconds_an_avatar", "{:.2f} s", ""),
     ("upsampling to 256², 10 steps", "bench_upsampler_cpu.json", "seconds_an_avatar", "{:.0f} s", "≤ 40"),
+    ("a text to a view of 1024²", "bench_pipeline.json", "seconds", "{:.1f} s", "≤ 2"),
+    ("a text to a view of 1024²", "bench_pipeline_cpu.json", "seconds", "{:.0f} s", "≤ 90"),
+    ("refining, 256² to 1024²", "bench_refiner_cpu.json", "seconds_an_image", "{:.1f} s", "≤ 15"),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
 
