@@ -668,7 +668,7 @@ print(", ".join(f"{name}: {size:.1f} million weights, reach {networks[name].reac
 # | --- | --- |
 # | a convolutional refiner in the manner of GFPGAN, which has a face GAN inside | a residual network of 1.0 M weights |
 # | adds what volume rendering misses, to 1024² | the same, on clean interpolation, multiplied by alpha |
-# | adversarial and identity losses in the model it cites | L1 and a perceptual distance; an adversary as an option, off |
+# | adversarial and identity losses in the model it cites | L1 and a perceptual distance; an adversary is optional |
 # | works view by view | the same in use; in training neighbours shall agree |
 # | the cited model's prior has seen photographs of real faces | the project's own people, from their seeds |
 #
