@@ -36,10 +36,10 @@ def avatar_studio(pipe: RodinPipeline, start: StudioState | None = None, edits: 
     """The studio as a `Panel`; put it at the end of a cell.
 
     Args:
-        start: where the controls stand at first, and the size of the full picture.
+        start: where the controls stand at first, and the size of the full picture; by default 256² or, refined, 512².
         edits: which of `EDITS` get a slider.
     """
-    w, start = _ipywidgets(), start or StudioState()
+    w, start = _ipywidgets(), start or StudioState(size=512 if pipe.refiner else 256)
     strengths = dict(start.edits)
     controls = {
         "prompt": w.Text(start.prompt),

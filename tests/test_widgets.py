@@ -209,6 +209,13 @@ def test_without_ipywidgets_one_line(pipe, monkeypatch):
 # -- the widgets --------------------------------------------------------------------------------------------------
 
 
+def test_the_studio_shows_larger_pictures_where_there_is_a_refiner(pipe, monkeypatch):
+    monkeypatch.setattr(widgets, "Panel", lambda source, controls, groups, start: start)
+    assert avatar_studio(pipe).size == 256
+    monkeypatch.setattr(pipe, "refiner", object())
+    assert avatar_studio(pipe).size == 512 and avatar_studio(pipe, START) == START
+
+
 @pytest.mark.parametrize("name", MOVES)
 def test_a_control_moves_the_picture_and_back(panel, name):
     before, planes, old = panel.view.value, panel.planes.value, panel.controls[name].value
