@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
-from test_refiner import TINY, balls, config, file_of, right, seeded
+from test_refiner import TINY, balls, config, cut_and_resumed, file_of, right, seeded
 from torch import nn
 
 from minirodin.adversary import Critic, adversarial_losses
@@ -90,8 +90,6 @@ def test_it_is_asked_of_the_larger_size_and_off_by_default():
 
 
 def test_training_with_it_is_the_same_when_cut_and_leaves_a_refiner(fitted, large, tmp_path, monkeypatch):
-    from minirodin.training import Trainer
-
     wanted = config(adversarial_weight=0.1)
     whole = train_refiner(fitted, wanted, tmp_path / "whole", large, show_progress=False)
     rows = list(csv.DictReader((tmp_path / "whole" / "log.csv").open()))
@@ -101,18 +99,7 @@ def test_training_with_it_is_the_same_when_cut_and_leaves_a_refiner(fitted, larg
     pack_model(tmp_path / "whole", tmp_path / "packed")
     assert not any("critic" in key for key in file_of(tmp_path / "packed")[0])
     assert Refiner.load(tmp_path / "packed", "cpu").config == wanted.refiner
-    advance = Trainer.advance
-
-    def killed(self):
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return advance(self)
-
-    monkeypatch.setattr(Trainer, "advance", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_refiner(fitted, wanted, tmp_path / "cut", large, show_progress=False)
-    monkeypatch.setattr(Trainer, "advance", advance)
-    train_refiner(fitted, wanted, tmp_path / "cut", large, show_progress=False)
+    cut_and_resumed(fitted, wanted, tmp_path / "cut", large, monkeypatch)
     (a, _), (b, _) = (file_of(tmp_path / name) for name in ("whole", "cut"))
     assert any(key.startswith("network.critic.") for key in a)
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -425,7 +425,8 @@ def test_upsampled_people_are_learned_from_too(trained, fitted, large, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(trained, fitted, large, tmp_path, monkeypatch):
+def cut_and_resumed(data, wanted, out, photographs, monkeypatch):
+    """Trained to the end, but interrupted in the last step and started again."""
     from minirodin.training import Trainer
 
     advance = Trainer.advance
@@ -437,10 +438,14 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, fitted, lar
 
     monkeypatch.setattr(Trainer, "advance", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_refiner(fitted, config(), tmp_path, large, show_progress=False)
-    assert (tmp_path / "resume.safetensors").exists()
+        train_refiner(data, wanted, out, photographs, show_progress=False)
+    assert (out / "resume.safetensors").exists()
     monkeypatch.setattr(Trainer, "advance", advance)
-    train_refiner(fitted, config(), tmp_path, large, show_progress=False)
+    train_refiner(data, wanted, out, photographs, show_progress=False)
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(trained, fitted, large, tmp_path, monkeypatch):
+    cut_and_resumed(fitted, config(), tmp_path, large, monkeypatch)
     (a, _), (b, _) = file_of(trained[0]), file_of(tmp_path)
     assert all(torch.equal(a[key], b[key]) for key in a) and a.keys() == b.keys()
     refused("left by other data or settings", train_refiner, fitted, config(turn=5.0), tmp_path, large)
