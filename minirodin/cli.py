@@ -91,12 +91,10 @@ def render(avatar: Positional[Path], out: Path, azimuth: float = 0.0, elevation:
         elevation: degrees above the horizon.
         size: width and height in pixels.
     """
-    from PIL import Image
-
     from minirodin.avatar import Avatar
+    from minirodin.plots import to_picture
 
-    image = Avatar.load(avatar).render(azimuth, elevation, size)
-    _save_picture(Image.fromarray((image * 255).round().byte().cpu().numpy()), out)
+    _save_picture(to_picture(Avatar.load(avatar).render(azimuth, elevation, size)), out)
     print(out)
 
 

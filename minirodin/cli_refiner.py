@@ -74,9 +74,10 @@ def save_picture(image, out: Path) -> None:
     """Write RGBA (H, W, 4), float or bytes, in the format that `out` ends in; on white where that has no alpha."""
     from PIL import Image
 
-    pixels = (image * 255).round().byte() if image.dtype.is_floating_point else image
-    picture = Image.fromarray(pixels.cpu().numpy())
-    if pixels[..., 3].min() == 255:
+    from minirodin.plots import to_picture
+
+    picture = to_picture(image)
+    if picture.getextrema()[3][0] == 255:
         picture = picture.convert("RGB")
     elif out.suffix.lower() in (".jpg", ".jpeg", ".bmp"):
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

@@ -11,12 +11,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from minirodin.avatar import Avatar
 from minirodin.errors import RenderError
-from minirodin.plots import contact_sheet
+from minirodin.plots import contact_sheet, to_picture
 
 SHEET = (0, 40, 90, 180, 270, 320)  # degrees, of the views on the contact sheet
 FILES = {"mesh (GLB)": "avatar.glb", "turntable (MP4)": "turntable.mp4", "views (PNG)": "views.png"}
@@ -114,7 +113,7 @@ def write_files(
         print(f"no mesh: {error}")
     if avatar.finish:
         name, front = f"front, {FRONT_SIZE}²", avatar.render(elevation=8, size=FRONT_SIZE).cpu()
-        Image.fromarray((front * 255).round().byte().numpy()).save(folder / FRONT)
+        to_picture(front).save(folder / FRONT)
         files[f"{name} (PNG)"], pictures[name] = FRONT, front
     return torch.cat(views), files, pictures
 
@@ -140,7 +139,7 @@ def turning(views: Tensor, label: str = "avatar", width: str = "20rem") -> str:
 def picture_data(image: Tensor) -> str:
     """RGBA (H, W, 4) in [0, 1] as the address of a WebP picture that it holds itself; transparent where it was."""
     buffer = io.BytesIO()
-    Image.fromarray((image * 255).round().byte().cpu().numpy()).save(buffer, "webp", quality=85)
+    to_picture(image).save(buffer, "webp", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -51,6 +51,12 @@ def to_array(image) -> np.ndarray:
     return (np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1) * 255).round().astype(np.uint8)
 
 
+def to_picture(image: Tensor) -> Image.Image:
+    """RGB or RGBA (H, W, C), float in [0, 1] or bytes, as a picture of as many channels."""
+    image = (image * 255).round().byte() if image.is_floating_point() else image
+    return Image.fromarray(image.cpu().numpy())
+
+
 def show_images(
     images: Sequence, titles: Sequence[str] = (), columns: int | None = None, width: float = 9.0, title: str = ""
 ) -> Figure:

@@ -158,7 +158,6 @@ def pack_model(model: Path, out: Path) -> tuple[int, int]:
     """
     path, packed = model / MODEL, out / MODEL
     tensors, metadata = read_tensors(path, kind_of(path))
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("network.critic.")}
     weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("network.")}
     statistics = {name: value.half() for name, value in tensors.items()}
     atomic_save(quantised(weights) | statistics, packed, metadata)

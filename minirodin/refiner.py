@@ -76,7 +76,6 @@ class Refiner(nn.Module):
         tensors, metadata = read_tensors(path, KIND)
         config: Config = config_from(metadata, path)
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        weights = {k: v for k, v in weights.items() if not k.startswith("critic.")}  # of its training
         try:
             model = load_weights(cls(config.refiner), weights, path, "network")
         except ConfigError as error:

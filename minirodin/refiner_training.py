@@ -67,7 +67,7 @@ def train_refiner(
         torch.manual_seed(c.train.seed)
         network = Refiner(c)
         if c.adversarial_weight:
-            network.critic = Critic()  # learns in the same steps, and is left in the file, where `load` passes over it
+            network.critic = Critic()  # learns in the same steps, and is gone after them
     eyes = PerceptualDistance(c.perceptual or None)
     metadata = {
         "kind": KIND,
@@ -93,7 +93,7 @@ def train_refiner(
         check_one_decoder(people, unseen)
         looked_at = Photographs.load(captures, unseen.names[:PREVIEWS], c.view, held_out=True)
         preview = _previews(network, out, unseen, looked_at, eyes)
-    trainer = Trainer(network, losses, batches, c.train, out, metadata, preview=preview)
+    trainer = Trainer(network, losses, batches, c.train, out, metadata, preview=preview, passing="critic")
     eyes, critic = eyes.to(trainer.device), getattr(network, "critic", None)
     main = show_progress and trainer.accelerator.is_main_process
     pairs = Pairs(people, photographs, c, trainer.device, main, again)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from minirodin.augmentation import read_augmentation, tune_augmentation
@@ -39,7 +38,7 @@ from minirodin.latent_diffusion import LatentModel, train_latent
 from minirodin.latents import encode_people
 from minirodin.locks import FolderLock
 from minirodin.pipeline import RodinPipeline
-from minirodin.plots import contact_sheet
+from minirodin.plots import contact_sheet, to_picture
 from minirodin.portraits import Portraits, plain
 from minirodin.recipes import PEOPLE_SEEDS, PORTRAIT_SEEDS, Plan, Run
 from minirodin.refiner import Refiner
@@ -224,7 +223,7 @@ def gallery(run: Run) -> dict:
     contact_sheet(list(map(look, said + changed)), len(said), run.picture("edits"))
     turn = said[0].views(orbit_cameras(np.arange(TURN) * 360 / TURN, 8, PICTURE))
     strip = torch.cat(list(turn), dim=1)  # (H, V·H, 4)
-    Image.fromarray((strip * 255).round().byte().cpu().numpy()).save(run.picture("turn"))
+    to_picture(strip).save(run.picture("turn"))
     return {"prompts": PROMPTS, "edit": EDIT}
 
 

@@ -79,6 +79,7 @@ class Trainer:
         metadata: of the model file; must tell what the run is, since a checkpoint of another run is refused.
         extra: tensors that belong beside the weights.
         preview: (step) → dict of numbers for the log, called with the averaged weights in the network and free to draw.
+        passing: the part of the network that only learning needs, by name: kept for resuming, not in the model file.
 
     Raises:
         ConfigError: a schedule that cannot run. CheckpointError: `out` holds another run's checkpoint. MinirodinError:
@@ -95,9 +96,10 @@ class Trainer:
         metadata: dict[str, str],
         extra: dict[str, Tensor] | None = None,
         preview: Callable[[int], dict[str, float]] | None = None,
+        passing: str = "",
     ):
         self.config, self.out, self.metadata, self.extra = config, Path(out), metadata, extra or {}
-        self.losses, self.batches, self.preview = losses, batches, preview
+        self.losses, self.batches, self.preview, self.passing = losses, batches, preview, passing
         self.step, self.at, self.rows, self.seconds = 0, 0, [], 0.0
         with self._others_alive():
             gpu = torch.cuda.is_available()
@@ -291,7 +293,8 @@ class Trainer:
         history = {"step": str(self.step), "rows": json.dumps(self.rows)}
         if not done:
             atomic_save(tensors, self.resume_file, {**self.metadata, "kind": "training in progress", **history})
-        weights = {f"network.{name}": average for name, average in zip(names, self.ema.average, strict=True)}
+        averages = zip(names, self.ema.average, strict=True)
+        weights = {f"network.{name}": average for name, average in averages if name.partition(".")[0] != self.passing}
         metadata = {**self.metadata, "step": str(self.step)}
         atomic_save({**weights, **self.extra}, self.model_file, metadata)
         if done:
@@ -306,7 +309,8 @@ class Trainer:
                 return
             with torch.no_grad():
                 for (name, p), average in zip(self.network.named_parameters(), self.ema.average, strict=True):
-                    average.copy_(p.copy_(tensors[f"network.{name}"]))
+                    if name.partition(".")[0] != self.passing:
+                        average.copy_(p.copy_(tensors[f"network.{name}"]))
             self.step = self.config.steps  # nothing is left to do
             return
         else:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
-from PIL import Image
-
 from minirodin.avatar import Avatar
 from minirodin.errors import ConfigError, MinirodinError
 from minirodin.pipeline import RodinPipeline
+from minirodin.plots import to_picture
 from minirodin.studio import (
     EDITS,
     FittedPeople,
@@ -137,7 +136,7 @@ class Panel:
         name = next(f"avatar-{i:03d}" for i in range(10**6) if f"avatar-{i:03d}" not in taken)
         path = folder / f"{name}.{kind}"
         if kind == "png":
-            Image.fromarray((picture(avatar, state) * 255).round().byte().numpy()).save(path)
+            to_picture(picture(avatar, state)).save(path)
         elif kind == "mp4":
             avatar.turntable(path, size=state.size, elevation=state.elevation)
         else:

@@ -74,6 +74,13 @@ def test_planes_on_the_disk_are_counted_exactly(full):
     assert full["fitting"].disk == pytest.approx(values * 3 * 32 * 2 / GIB)
 
 
+def test_renders_that_the_refiner_keeps_are_counted(full):
+    """Of every view: four bytes a pixel at each size, upsampled, and of a neighbour; depths of two bytes of both."""
+    views, sizes = FULL.refiner.train * FULL.refiner.views, len(preset("full").refiner.resolutions)
+    kept = views * 256**2 * (4 * (sizes + 2) + 4) / GIB
+    assert any(f" {kept:,.0f} GiB of renders" in note for note in full["refiner"].notes) and full["refiner"].gpu >= kept
+
+
 def test_what_would_not_fit_is_said(full):
     assert any("at least" in line and "GPU of 80" in line for line in full["refiner"].too_much)
     roomy = stages("full", 4, gpu_memory=1e4, host_memory=1e4)

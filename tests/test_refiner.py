@@ -598,6 +598,7 @@ def test_the_command_line_says_it_in_one_line(trained, fitted, large, tmp_path, 
         "not a picture format": ["refine", "fine.png", *model, "--out", str(tmp_path / "out.pix")],
         "give --captures": ["train", "refiner", "--data", str(fitted), *out],
         "--augmentation means nothing": ["train", "refiner", "--data", str(fitted), *out, "--augmentation", "a.json"],
+        "--upsampled means nothing": ["train", "upsampler", "--data", str(fitted), *out, "--upsampled", "some"],
         "--refiner.… means nothing": ["train", "base", "--data", str(fitted), *out, "--refiner.view", "8"],
         "holds no subject": ["refine", str(fitted / "three"), *model, *out],
     }
@@ -614,8 +615,9 @@ def test_train_and_bench_from_the_command_line(fitted, large, tmp_path, capsys):
     flags |= {"train.steps": "2", "train.batch": "2", "perceptual": "efficientnet-lite0"}
     settings = [word for name, value in flags.items() for word in (f"--refiner.{name}", *value.split())]
     command = ["train", "refiner", "--data", str(fitted), "--captures", str(large), "--out", str(tmp_path / "model")]
-    assert cli.main([*command, "--preset", "smoke", *settings]) == 0
+    assert cli.main([*command, "--upsampled", str(fitted), "--preset", "smoke", *settings]) == 0
     assert Refiner.load(tmp_path / "model", "cpu").config.channels == (8, 6, 4)
+    assert file_of(tmp_path / "model")[1]["upsampled"] == "too"
     assert cli.main(["bench", "refiner", "--preset", "smoke", "--out", str(tmp_path / "bench.json")]) == 0
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["images_per_second"] > 0 and found["parameters"] < 1e5

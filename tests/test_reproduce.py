@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from PIL import Image
+from safetensors import safe_open
 from toys import ball_capture
 
 from minirodin import cli, report, reproduce
@@ -307,6 +308,9 @@ def test_smoke_from_beginning_to_end(tmp_path):
     assert set(values["seconds"]) == {stage.__name__ for stage in reproduce.STAGES}
     frechet = values["results"]["generation"]
     assert frechet["samples"]["samples"]["frechet"] > frechet["real"]["frechet"] > 0
+    assert values["results"]["pairs"]["people"] == 3
+    with safe_open(out / "refiner" / "model.safetensors", "pt") as file:
+        assert file.metadata()["upsampled"] == "too"
     assert (out / "report.html").stat().st_size > 50_000
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert again.count("done before") == len(reproduce.STAGES)
