@@ -33,7 +33,13 @@ OTHERWISE = ("portraits.scales.1.agreement.mean", "portraits.scales.0.agreement.
 LARGE, MADE = "upsampler_clean.json", "upsampler_generated.json"
 ENLARGED = ("interpolated", "spoiled", "fitted")
 NEARER, DECIBELS = (tuple(f"mean.{name}.{of}" for name in ENLARGED) for of in ("efficientnet-lite0", "psnr"))
+REFINED = ("bicubic", "refined", "rendered")
+FINER, SHARPER, STEADY = (
+    tuple(f"variants.box.{of}" for of in (what.format(name) for name in REFINED))
+    for what in ("mean.{}.efficientnet-lite0", "frechet.generated.{}.parts", "consistency.{}")
+)
 DETAILED = ("samples.interpolated.frechet", "samples.spoiled.frechet", "real.frechet")
+LED = tuple(f"samples.{name}." for name in ("portraits-1", "without"))
 # What is shown, the file, where in it (once or more), how, and what was aimed at. A row appears when its file exists.
 ROWS = (
     ("held-out PSNR, planes at 256²", "fitting.json", "mean.256.psnr", "{:.2f} dB", "≥ 28 dB"),
@@ -107,6 +113,20 @@ ROWS = (
     ("avatars of 200 prompts: what they claim", "latent.json", "texts.mean", "{:.1%}", "≥ 80 %"),
     ("edits: changed as asked", "latent.json", "edits.mean.changed", "{:.1%}", "≥ 80 %"),
     ("edits: all else kept", "latent.json", "edits.mean.kept", "{:.1%}", "≥ 85 %"),
+    (
+        "latents of unseen portraits / nobody's (real): Fréchet",
+        "latent_contrast.json",
+        (*(name + "frechet" for name in LED), "real.frechet"),
+        "{:.1f} / {:.1f} ({:.1f})",
+        "better",
+    ),
+    (
+        "the same, recall",
+        "latent_contrast.json",
+        (*(name + "recall" for name in LED), "real.recall"),
+        "{:.2f} / {:.2f} ({:.2f})",
+        "",
+    ),
     ("64², enlarged / upsampled / 256²: EfficientNet-Lite0", LARGE, NEARER, "{:.3f} / {:.3f} / {:.3f}", "≤ 0.644"),
     ("the same, PSNR", LARGE, DECIBELS, "{:.2f} / {:.2f} / {:.2f} dB", ""),
     ("base model's, before / after (real): Fréchet", MADE, DETAILED, "{:.1f} / {:.1f} ({:.1f})", "better"),
@@ -114,6 +134,16 @@ ROWS = (
     ("upsampling to 256², 10 steps", "bench_upsampler_cpu.json", "seconds_an_avatar", "{:.0f} s", "≤ 40"),
     ("a text to a view of 1024²", "bench_pipeline.json", "seconds", "{:.1f} s", "≤ 2"),
     ("a text to a view of 1024²", "bench_pipeline_cpu.json", "seconds", "{:.0f} s", "≤ 90"),
+    (
+        "1024², enlarged / refined / rendered: EfficientNet-Lite0",
+        "refiner.json",
+        FINER,
+        "{:.3f} / {:.3f} / {:.3f}",
+        "≤ 0.838",
+    ),
+    ("base model's at 1024², parts: Fréchet", "refiner.json", SHARPER, "{:.1f} / {:.1f} / {:.1f}", "better"),
+    ("fitted, neighbours of 5° apart differ by", "refiner.json", STEADY, "{:.4f} / {:.4f} / {:.4f}", ""),
+    ("refining, 256² to 1024²", "bench_refiner.json", "images_per_second", "{:.0f} a second", "≥ 30"),
     ("refining, 256² to 1024²", "bench_refiner_cpu.json", "seconds_an_image", "{:.1f} s", "≤ 15"),
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
