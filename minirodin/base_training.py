@@ -65,7 +65,8 @@ def train_base(
             `base.likeness_weight` the encoder lies beside it, as in a pipeline.
         validation: another such folder, under the same decoder, for the log: errors on people never seen, and on as
             many of `data`.
-        start: folder of a base model of the same shape and decoder to begin from, instead of random weights.
+        start: folder of a base model of the same shape and decoder to begin from, instead of random weights. Its
+            encoder may be another: it learns to follow the latents of `data`.
 
     Returns:
         The model with averaged weights.
@@ -93,8 +94,8 @@ def train_base(
         latents, encoder = load_latents(data, names, width)
     if start:
         begun = BaseModel.load(start, "cpu")
-        if fingerprint(begun.shared.decoder) != fingerprint(shared.decoder) or begun.encoder != encoder:
-            raise CheckpointError(f"{start} belongs to another decoder or encoder than {data}")
+        if fingerprint(begun.shared.decoder) != fingerprint(shared.decoder):
+            raise CheckpointError(f"{start} belongs to another decoder than {data}")
         load_weights(network, begun.network.state_dict(), Path(start), "network").requires_grad_(True)
         space = begun.space
     else:

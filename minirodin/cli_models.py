@@ -41,7 +41,7 @@ def train(
         preset: smoke, small or full: the settings below start from it.
         variant: of base: planes stacked in channels, rolled out, or, as by default, that with 3D-aware convolutions.
         validation: another folder like `data` (for base and refiner: of the same decoder), whose loss is logged.
-        begin_from: of base: the folder of another one to begin from, instead of random weights.
+        begin_from: of base, refiner and encoder: the folder of another one to begin from, instead of random weights.
         captures: of upsampler: the photographs of the people in data, to compare with; else their fitted planes. Of
             refiner: those of everybody, of four times the side of its views.
         augmentation: of upsampler: the file that `minirodin tune` wrote, for --upsampler.augment.
@@ -50,14 +50,15 @@ def train(
     runs = {
         "base": lambda: _train_base(data, config, out, validation, variant or "aware", begin_from),
         "upsampler": lambda: _train_upsampler(data, config, out, validation, captures, augmentation),
-        "refiner": lambda: train_refiner(data, config, out, validation, captures, upsampled),
+        "refiner": lambda: train_refiner(data, config, out, validation, captures, upsampled, begin_from),
         "classifier": lambda: _train_classifier(data, config, out, validation),
-        "encoder": lambda: _train_encoder(data, config, out, validation),
+        "encoder": lambda: _train_encoder(data, config, out, validation, begin_from),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
-    options = {"base": {"variant": variant, "begin_from": begin_from}}
-    options |= {"upsampler": {"augmentation": augmentation}, "refiner": {"upsampled": upsampled}}
+    options = {"base": {"variant": variant}, "upsampler": {"augmentation": augmentation}}
+    options |= {"refiner": {"upsampled": upsampled}, "encoder": {}}
     options["refiner" if what == "refiner" else "upsampler"]["captures"] = captures
+    options[what if what in ("refiner", "encoder") else "base"]["begin_from"] = begin_from
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
     if os.environ.get("RANK", "0") == "0":
@@ -98,10 +99,10 @@ def _train_classifier(data: Path, config: Config, out: Path, validation: Path | 
     return f"measure it with: minirodin assess {out} {validation or 'PORTRAITS'}"
 
 
-def _train_encoder(data: Path, config: Config, out: Path, validation: Path | None) -> str:
+def _train_encoder(data: Path, config: Config, out: Path, validation: Path | None, start: Path | None) -> str:
     from minirodin.encoder_training import train_encoder
 
-    train_encoder(data, config, out, validation)
+    train_encoder(data, config, out, validation, start=start)
     return f"measure it with: minirodin assess {out} {validation or 'PORTRAITS'}"
 
 

@@ -10,14 +10,20 @@ from minirodin.errors import ConfigError, RenderError
 
 
 def train_refiner(
-    data: Path, config: Config, out: Path, validation: Path | None, captures: Path | None, upsampled: Path | None
+    data: Path,
+    config: Config,
+    out: Path,
+    validation: Path | None,
+    captures: Path | None,
+    upsampled: Path | None,
+    start: Path | None,
 ) -> str:
     """`train refiner`, of which `cli_models.train` reads the flags."""
     from minirodin.refiner_training import train_refiner
 
     if captures is None:
         raise ConfigError("train refiner needs the photographs of the people in data, large ones: give --captures")
-    train_refiner(data, config, out, captures, validation, upsampled=upsampled)
+    train_refiner(data, config, out, captures, validation, upsampled=upsampled, start=start)
     return f"use it with: minirodin refine PICTURE_OR_AVATAR --model {out} --out large.png"
 
 

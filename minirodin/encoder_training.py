@@ -10,6 +10,7 @@ do not wait for the texts.
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from minirodin.avatars.attributes import Attributes, stream
 from minirodin.avatars.captions import caption
 from minirodin.avatars.prompts import ASPECTS, CLASSES, all_kinds_of_people, claims, partial_caption, prompt
 from minirodin.config import Config, EncoderConfig
+from minirodin.errors import ConfigError
 from minirodin.latent import KIND, ImageTextEncoder, build_towers, fingerprint
 from minirodin.portraits import Portraits, jitter, plain
 from minirodin.progress import progress
+from minirodin.shards import load_weights
 from minirodin.tokens import FIRST, UNKNOWN, CompactTokenizer
 from minirodin.training import Trainer
 
@@ -180,8 +183,11 @@ class Lessons:
         }
 
 
-def encoder_losses(network, batch: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """All terms for a batch of `Lessons.draw`, in one call of the network."""
+def encoder_losses(
+    network, batch: dict[str, Tensor], config: EncoderConfig, begun: ImageTextEncoder | None = None
+) -> dict[str, Tensor]:
+    """All terms for a batch of `Lessons.draw`, in one call of the network; `stay`, how far pictures are from where
+    `begun` has them, if that counts."""
     images, texts, scale, named = network(batch["pictures"], batch["tokens"])
     texts, prompts = texts[: len(images)], texts[len(images) :]
     terms = {
@@ -192,6 +198,9 @@ def encoder_losses(network, batch: dict[str, Tensor], config: EncoderConfig) -> 
     if named is not None:
         terms["attributes"] = aspect_loss(named, batch["targets"], smoothing=SMOOTHING)
         loss = loss + config.attribute_weight * terms["attributes"]
+    if begun and config.stay_weight:
+        terms["stay"] = 1 - (images * begun.images(batch["pictures"])).sum(1)
+        loss = loss + config.stay_weight * terms["stay"].mean()
     return {"loss": loss, **terms, "scale": scale}
 
 
@@ -201,6 +210,7 @@ def train_encoder(
     out: str | Path,
     validation: str | Path | Portraits | None = None,
     show_progress: bool = True,
+    start: str | Path | None = None,
 ) -> ImageTextEncoder:
     """Learn an image–text space from portraits of synthetic people and their captions.
 
@@ -209,6 +219,9 @@ def train_encoder(
         config: `config.encoder` says which network and schedule.
         out: folder for `model.safetensors` (16 bits), `log.csv` and `loss.png`.
         validation: other people, whose retrieval and zero-shot accuracy are logged.
+        start: folder of an encoder of the same shape to begin from, instead of random weights. With
+            `encoder.stay_weight` pictures stay about where it has them, so that what learned from its latents has
+            less to learn anew.
 
     Returns:
         The encoder with averaged weights, frozen, exactly as it was written.
@@ -219,26 +232,33 @@ def train_encoder(
     settings = config.encoder
     portraits = data if isinstance(data, Portraits) else Portraits.load(data)
     held_out = Portraits.load(validation) if isinstance(validation, (str, Path)) else validation
-    tokenizer = build_tokenizer(settings.context)
+    if not 0 <= settings.stay_weight < math.inf:
+        raise ConfigError(f"encoder.stay_weight is {settings.stay_weight}: give 0 or more")
+    begun = ImageTextEncoder.load(start, "cpu") if start else None
+    tokenizer = begun.tokenizer if begun else build_tokenizer(settings.context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)
         towers = build_towers(settings, tokenizer.size)
+    if begun:
+        load_weights(towers, begun.towers.state_dict(), Path(start), "encoder").requires_grad_(True)
     names = portraits.names
     metadata = {
         "kind": KIND,
         "config": json.dumps(config.to_dict()),
         "vocabulary": json.dumps(tokenizer.vocabulary),
         "subjects": f"{len(names)}: {names[0]} … {names[-1]}",
+        "start": begun.fingerprint if begun else "",
     }
     lessons = Lessons(portraits, tokenizer, settings, show_progress)
     trainer = Trainer(
         towers,
-        lambda network, batch, generator: encoder_losses(network, batch, settings),
+        lambda network, batch, generator: encoder_losses(network, batch, settings, begun),
         lambda count, generator: lessons.draw(count, generator),
         settings.train, out, metadata,
         preview=_previews(towers, tokenizer, held_out) if held_out else None,
     )  # fmt: skip
     lessons.to(trainer.device)
+    begun = begun and begun.to(trainer.device)
     trainer.run(show_progress)
     with torch.no_grad():
         for p in towers.parameters():

@@ -21,7 +21,7 @@ from minirodin.perceptual import PerceptualDistance
 from minirodin.plots import contact_sheet
 from minirodin.refiner import KIND, SCALES, Refiner, check_shape, enlarge, refine
 from minirodin.refiner_data import Batch, Pairs, Photographs
-from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint
+from minirodin.shards import FittedPlanes, check_one_decoder, fingerprint, load_weights
 from minirodin.training import Trainer
 
 PREVIEWS = 4
@@ -35,6 +35,7 @@ def train_refiner(
     validation: str | Path | None = None,
     show_progress: bool = True,
     upsampled: str | Path | None = None,
+    start: str | Path | None = None,
 ) -> Refiner:
     """Learn from renders of fitted planes and photographs of the same views (E20).
 
@@ -45,6 +46,7 @@ def train_refiner(
         captures: the people in `data` (and in `validation`), photographed at four times `refiner.view` or more.
         validation: another such folder, under the same decoder, for the log and the previews.
         upsampled: what `upsample_people` made of `data`, reduced: renders of it are learned from too.
+        start: folder of a refiner of the same shape to begin from, instead of random weights.
 
     Returns:
         The refiner with averaged weights.
@@ -66,6 +68,10 @@ def train_refiner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c.train.seed)
         network = Refiner(c)
+        if start:
+            begun = Refiner.load(start, "cpu").state_dict()
+            load_weights(network, begun, Path(start), "refiner").requires_grad_(True)
+        beginning = fingerprint(network) if start else ""
         if c.adversarial_weight:
             network.critic = Critic()  # learns in the same steps, and is gone after them
     eyes = PerceptualDistance(c.perceptual or None)
@@ -77,6 +83,7 @@ def train_refiner(
         "views": str(photographs.pictures.shape[1]),
         "upsampled": "too" if upsampled else "",
         "perceptual": eyes.name,
+        "start": beginning,
     }
 
     def losses(

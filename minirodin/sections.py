@@ -239,6 +239,7 @@ class EncoderConfig:
     unknown: float = 0.05  # how often a word is made unknown in training, so that strange ones do little harm
     prompt_weight: float = 10.0  # of the attribute prompts against the captions …
     attribute_weight: float = 0.0  # … and of linear heads that read attributes off the embedding; 0: no heads
+    stay_weight: float = 0.0  # of one begun from another: 1 − cos of a picture's embeddings by both
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             **{"steps": 6000, "batch": 256, "lr": 1e-3, "warmup": 500, "weight_decay": 0.05, "graph": False},

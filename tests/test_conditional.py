@@ -100,6 +100,15 @@ def test_the_latent_of_each_person_goes_with_its_planes(people, tmp_path, monkey
     assert abs(share - 0.2) < 4 * (0.2 * 0.8 / len(kept)) ** 0.5, share  # E14
 
 
+def test_training_goes_on_under_another_encoder(people, trained, model, tmp_path):
+    others, known = shutil.copytree(people, tmp_path / "others"), Latents.load(people / "latents.safetensors")
+    Latents(known.names, known.latents.flip(0), "F").save(others / "latents.safetensors")
+    settings = config(steps=1, lr=0.0)
+    further = train_base(others, settings, tmp_path / "further", show_progress=False, start=trained)
+    assert further.encoder == BaseModel.load(tmp_path / "further", "cpu").encoder == "F"
+    assert all(map(torch.equal, further.network.parameters(), model.network.parameters()))
+
+
 class Colours:
     """An encoder by formula: what colours a picture has in its two halves, less a light grey."""
 

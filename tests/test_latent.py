@@ -391,6 +391,30 @@ def test_one_call_of_the_network_a_step(encoder):
     assert calls == [[(4, 3, 32, 32), (4 + sum(WIDTHS), 48)]] * 2
 
 
+def test_what_strays_from_its_beginning_is_told(encoder):
+    """stay is 1 − cos to where the picture was, and pulls it back."""
+    settings = replace(config().encoder, stay_weight=3.0)
+    batch = Lessons(toy(range(4)), encoder.tokenizer, settings).draw(4, torch.Generator().manual_seed(0))
+    torch.manual_seed(5)
+    other = build_towers(settings, encoder.tokenizer.size)
+    values = encoder_losses(other, batch, settings, encoder)
+    pairs = zip(other(batch["pictures"], batch["tokens"])[0], encoder.images(batch["pictures"]), strict=True)
+    by_hand = torch.stack([1 - (a * b).sum() for a, b in pairs])
+    torch.testing.assert_close(values["stay"], by_hand)
+    without = encoder_losses(other, batch, replace(settings, stay_weight=0.0), encoder)
+    torch.testing.assert_close(values["loss"], without["loss"] + 3 * by_hand.mean())
+    assert "stay" not in without and by_hand.min() > 0.1
+    at_home = encoder_losses(encoder.towers, batch, settings, encoder)
+    assert at_home["stay"].abs().max() < 1e-5
+    optimiser = torch.optim.Adam(other.parameters(), lr=1e-2)
+    for _ in range(15):
+        optimiser.zero_grad()
+        encoder_losses(other, batch, settings, encoder)["stay"].mean().backward()
+        optimiser.step()
+    again = encoder_losses(other, batch, settings, encoder)["stay"]
+    assert again.mean() < 0.5 * by_hand.mean() and not any(p.grad is not None for p in encoder.towers.parameters())
+
+
 def test_heads_teach_pictures_what_no_text_tells_apart_yet():
     """While all prompts of an aspect are alike, pictures have no reason to differ: only the heads give them one."""
     images, wanted = nn.functional.normalize(random(6, 8), dim=1).requires_grad_(), torch.arange(6)[:, None] % 3
@@ -453,6 +477,27 @@ def test_a_finished_run_is_kept_and_a_killed_one_goes_on(trained, tmp_path, monk
     assert resumed.fingerprint == encoder.fingerprint
     with pytest.raises(CheckpointError, match="other data or settings"):
         train_encoder(toy(range(5)), config(), tmp_path, show_progress=False)
+
+
+def test_training_begins_where_another_ended(trained, tmp_path):
+    encoder, folder = trained
+    still = config(steps=1, lr=0.0)
+    same = train_encoder(toy(range(6)), still, tmp_path / "same", show_progress=False, start=folder)
+    assert same.fingerprint == encoder.fingerprint and same.tokenizer.vocabulary == encoder.tokenizer.vocabulary
+    tethered = config()
+    tethered = replace(tethered, encoder=replace(tethered.encoder, stay_weight=1000.0))
+    begun = [train_encoder(toy(range(6)), c, tmp_path / str(c.encoder.stay_weight), show_progress=False, start=folder)
+             for c in (config(), tethered)]  # fmt: skip
+    pictures = plain(toy(range(20, 26)).pictures[:, 0], 32)
+    near = [float((other.images(pictures) * encoder.images(pictures)).sum(1).min()) for other in begun]
+    assert near[0] < near[1] < 1, near
+    with pytest.raises(CheckpointError, match="has shape"):
+        other = replace(config(), encoder=replace(config().encoder, width=64))
+        train_encoder(toy(range(6)), other, tmp_path / "other", show_progress=False, start=folder)
+    with pytest.raises(ConfigError, match="stay_weight is -1"):
+        wrong = replace(config(), encoder=replace(config().encoder, stay_weight=-1.0))
+        train_encoder(toy(range(6)), wrong, tmp_path / "wrong", show_progress=False, start=folder)
+    assert not (tmp_path / "other").exists() and not (tmp_path / "wrong").exists()
 
 
 def test_assessment_adds_up(trained):
@@ -786,6 +831,9 @@ def test_commands(tmp_path, capsys):
     argv = ["train", "encoder", "--data", str(people), "--out", str(out), "--preset", "smoke", *sizes, *steps]
     assert cli.main(argv) == 0
     assert "minirodin assess" in capsys.readouterr().out
+    argv[argv.index(str(out))] = str(tmp_path / "further")
+    assert cli.main([*argv, "--begin-from", str(out), "--encoder.stay-weight", "1"]) == 0
+    assert "stay" in (tmp_path / "further/log.csv").read_text().splitlines()[0].split(",")
     assert cli.main(["encode", str(out), str(people), "--out", str(tmp_path / "latents.safetensors")]) == 0
     assert Latents.load(tmp_path / "latents.safetensors").fingerprint == ImageTextEncoder.load(out).fingerprint
     capsys.readouterr()

@@ -412,6 +412,18 @@ def test_everything_is_measured(trained, fitted, large):
     refused("holds nobody", evaluate_refiner, trained[1], large, large, kind=DataError)
 
 
+def test_training_begins_where_another_ended(trained, fitted, large, tmp_path):
+    still = config(train={"steps": 1, "lr": 0.0})
+    begun = partial(train_refiner, fitted, captures=large, show_progress=False, start=trained[0])
+    same = begun(still, tmp_path / "same").state_dict()
+    assert all(torch.equal(value, same[key]) for key, value in trained[1].state_dict().items())
+    further = begun(config(), tmp_path / "on").state_dict()
+    assert not all(torch.equal(value, further[key]) for key, value in same.items())
+    refused("has shape", partial(begun, config(channels=(8, 6, 6)), tmp_path / "other"), kind=CheckpointError)
+    on = partial(train_refiner, fitted, config(), tmp_path / "on", large, show_progress=False)
+    refused("other data or settings", on, kind=CheckpointError)  # a run from random weights is another run
+
+
 def test_upsampled_people_are_learned_from_too(trained, fitted, large, tmp_path):
     """Another network comes out; whose planes are missing is said."""
     train_refiner(fitted, config(), tmp_path, large, show_progress=False, upsampled=fitted)
@@ -618,6 +630,8 @@ def test_train_and_bench_from_the_command_line(fitted, large, tmp_path, capsys):
     assert cli.main([*command, "--upsampled", str(fitted), "--preset", "smoke", *settings]) == 0
     assert Refiner.load(tmp_path / "model", "cpu").config.channels == (8, 6, 4)
     assert file_of(tmp_path / "model")[1]["upsampled"] == "too"
+    further = [*command[:-1], str(tmp_path / "further"), "--begin-from", str(tmp_path / "model"), "--preset", "smoke"]
+    assert cli.main([*further, *settings]) == 0 and file_of(tmp_path / "further")[1]["start"]
     assert cli.main(["bench", "refiner", "--preset", "smoke", "--out", str(tmp_path / "bench.json")]) == 0
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["images_per_second"] > 0 and found["parameters"] < 1e5
