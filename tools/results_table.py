@@ -1,6 +1,6 @@
-"""The results table of the README, made of the numbers in results/*.json and nothing else.
+"""The result tables of the README, made of the numbers in results/*.json and nothing else.
 
-python tools/results_table.py        # rewrites README.md between its two markers
+python tools/results_table.py        # rewrites README.md between its markers
 """
 
 import json
@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- results: python tools/results_table.py -->", "<!-- /results -->"
+START, END = "<!-- {}: python tools/results_table.py -->", "<!-- /{} -->"
 
 ONE, NOISE = "settings.one-size-plain.mean.", "settings.one-size-from-noise.mean."
 RESCALED, ALONE = (f"settings.private-{name}.mean.64.psnr" for name in ("rescaled", "one-size"))
@@ -148,6 +148,39 @@ ROWS = (
     ("making people, 32 views at 256²", "people.json", "people_per_second", "{:.1f} a second", "≥ 3"),
 )
 
+ABLATED, ENCODED, REFINER, EYES = "base_ablation.json", "latent_contrast.json", "refiner.json", "EfficientNet-Lite0"
+# What a part is worth: its name, the measure and which way is better, the file, where its values without and with are.
+PARTS = (
+    ("random rescaling (E5c)", "PSNR of planes at 64² ↑", "fitting_private.json", (ALONE, RESCALED), "{:.2f} dB"),
+    ("planes rolled out, not stacked (E10)", "Fréchet ↓", ABLATED, of_samples("frechet")[:2], "{:.1f}"),
+    ("3D-aware, not rolled out (E11)", "Fréchet ↓", ABLATED, of_samples("frechet")[1:3], "{:.1f}"),
+    ("the same", "disagreement of planes ↓", ABLATED, of_samples("disagreement")[1:3], "{:.2f}"),
+    ("latents (E13)", "Fréchet ↓", ENCODED, tuple(name + "frechet" for name in LED[::-1]), "{:.1f}"),
+    ("the same", "recall ↑", ENCODED, tuple(name + "recall" for name in LED[::-1]), "{:.2f}"),
+    (
+        "guidance of 1.5 (E14)",
+        "attributes of portraits ↑",
+        "latent.json",
+        (OTHERWISE[0], GUIDED + "agreement.mean"),
+        "{:.1%}",
+    ),
+    ("upsampler (E17–E19), clean planes", EYES + " at 256² ↓", LARGE, NEARER[:2], "{:.3f}"),
+    ("the same, the base model's", "Fréchet at 256² ↓", MADE, DETAILED[:2], "{:.1f}"),
+    ("refiner (E20), fitted planes", EYES + " at 1024² ↓", REFINER, FINER[:2], "{:.3f}"),
+    ("the same, the base model's", "Fréchet of parts at 1024² ↓", REFINER, SHARPER[:2], "{:.1f}"),
+    ("the same, not rendered at full size", "Fréchet of parts at 1024² ↓", REFINER, SHARPER[:0:-1], "{:.1f}"),
+)
+
+
+def parts_table(folder: Path = ROOT / "results") -> str:
+    """Markdown; one line for each of `PARTS`."""
+    lines = ["| part | measure | without | with | |", "| --- | --- | --- | --- | --- |"]
+    for part, measure, file, path, form in PARTS:
+        results = json.loads((folder / file).read_text(encoding="utf-8"))
+        values = " | ".join(form.format(_at(results, one)) for one in path)
+        lines.append(f"| {part} | {measure} | {values} | [{file.removesuffix('.json')}](results/{file}) |")
+    return "\n".join(lines)
+
 
 def results_table(folder: Path = ROOT / "results") -> str:
     """Markdown; one line for each row of `ROWS` whose file and number exist."""
@@ -173,9 +206,12 @@ def _at(value, path: str) -> float | None:
 
 
 def rewrite(readme: str) -> str:
-    """The README's text with a fresh table between the markers."""
-    before, rest = readme.split(START)
-    return f"{before}{START}\n{results_table()}\n{END}{rest.split(END)[1]}"
+    """The README's text with fresh tables between the markers."""
+    for name, table in (("results", results_table()), ("parts", parts_table())):
+        start, end = START.format(name), END.format(name)
+        before, rest = readme.split(start)
+        readme = f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
+    return readme
 
 
 if __name__ == "__main__":
