@@ -234,6 +234,8 @@ def train_encoder(
     held_out = Portraits.load(validation) if isinstance(validation, (str, Path)) else validation
     if not 0 <= settings.stay_weight < math.inf:
         raise ConfigError(f"encoder.stay_weight is {settings.stay_weight}: give 0 or more")
+    if settings.stay_weight and not start:
+        raise ConfigError(f"encoder.stay_weight is {settings.stay_weight}, and nothing to stay near: give --begin-from")
     begun = ImageTextEncoder.load(start, "cpu") if start else None
     tokenizer = begun.tokenizer if begun else build_tokenizer(settings.context)
     with torch.random.fork_rng(devices=[]):

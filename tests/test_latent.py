@@ -497,6 +497,8 @@ def test_training_begins_where_another_ended(trained, tmp_path):
     with pytest.raises(ConfigError, match="stay_weight is -1"):
         wrong = replace(config(), encoder=replace(config().encoder, stay_weight=-1.0))
         train_encoder(toy(range(6)), wrong, tmp_path / "wrong", show_progress=False, start=folder)
+    with pytest.raises(ConfigError, match="nothing to stay near: give --begin-from"):
+        train_encoder(toy(range(6)), tethered, tmp_path / "wrong", show_progress=False)
     assert not (tmp_path / "other").exists() and not (tmp_path / "wrong").exists()
 
 
