@@ -109,12 +109,14 @@ def write_files(
     try:
         avatar.export(folder / FILES["mesh (GLB)"])
     except RenderError as error:  # show that, with the rest
-        files.pop("mesh (GLB)")
+        (folder / files.pop("mesh (GLB)")).unlink(missing_ok=True)  # of whoever was here before
         print(f"no mesh: {error}")
     if avatar.finish:
         name, front = f"front, {FRONT_SIZE}²", avatar.render(elevation=8, size=FRONT_SIZE).cpu()
         to_picture(front).save(folder / FRONT)
         files[f"{name} (PNG)"], pictures[name] = FRONT, front
+    else:
+        (folder / FRONT).unlink(missing_ok=True)
     return torch.cat(views), files, pictures
 
 

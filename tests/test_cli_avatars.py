@@ -101,7 +101,14 @@ def test_refined_avatars_leave_a_large_picture(pipe, tmp_path, capsys, monkeypat
         avatar.finish = lambda draw, cameras: draw(cameras) * (0.5 if cameras.width == 40 else 1)
         return avatar
 
-    monkeypatch.setattr(pipe, "person", finished)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "person", finished)
+        _leave_a_large_picture(tmp_path, capsys)
+    assert cli.main(["generate", "--out", str(tmp_path / "a"), "--size", "16"]) == 0
+    assert not (tmp_path / "a" / "front.png").exists()  # it was not of whoever is there now
+
+
+def _leave_a_large_picture(tmp_path, capsys):
     for command in (["generate"], ["edit", tmp_path / "a" / "avatar.safetensors", "with a beard"]):
         out = tmp_path / command[0][:1].replace("g", "a")
         assert cli.main([str(a) for a in command] + ["--out", str(out), "--size", "16"]) == 0
@@ -127,6 +134,8 @@ def test_nobody_has_no_mesh_but_a_page(tmp_path, capsys, fitted, pipe, monkeypat
         one.decoder.density_head.weight.zero_()
         one.decoder.density_head.bias.fill_(-30)
     monkeypatch.setattr(pipe, "person", lambda *_: Avatar(one.planes, one.decoder, replace(one.config)))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "avatar.glb").touch()  # somebody else's
     assert cli.main(["generate", "--out", str(tmp_path / "a"), "--size", "16"]) == 0
     assert "no mesh: there is nothing" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == LEFT[1:]
