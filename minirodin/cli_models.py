@@ -55,10 +55,9 @@ def train(
         "encoder": lambda: _train_encoder(data, config, out, validation, begin_from),
         "latent": lambda: _train_latent(data, config, out, validation),
     }
-    options = {"base": {"variant": variant}, "upsampler": {"augmentation": augmentation}}
-    options |= {"refiner": {"upsampled": upsampled}, "encoder": {}}
-    options["refiner" if what == "refiner" else "upsampler"]["captures"] = captures
-    options[what if what in ("refiner", "encoder") else "base"]["begin_from"] = begin_from
+    options = {"variant": (variant, ["base"]), "begin_from": (begin_from, ["base", "refiner", "encoder"])}
+    options |= {"captures": (captures, ["upsampler", "refiner"]), "augmentation": (augmentation, ["upsampler"])}
+    options |= {"upsampled": (upsampled, ["refiner"])}
     _check_flags(what, list(runs), config, load_preset(preset), options)
     advice = runs[what]()
     if os.environ.get("RANK", "0") == "0":
@@ -383,15 +382,15 @@ def compare(
 
 
 def _check_flags(what: str, kinds: list[str], config: Config, untouched: Config, options: dict) -> None:
-    """Refuse flags of `train` that `what` would not look at.
+    """Refuse flags of `train` that `what` would not look at: options tell whose they are.
 
-    A section of the settings that is named after a kind is that kind's own, all others are base's; options are by kind.
+    A section of the settings that is named after a kind is that kind's own, all others are base's.
     """
-    flags = ((kind, name, value) for kind, named in options.items() for name, value in named.items())
-    given = {f"--{name.replace('_', '-')}": kind for kind, name, value in flags if value is not None}
+    given = {f"--{name.replace('_', '-')}": whose for name, (value, whose) in options.items() if value is not None}
     for field in dataclasses.fields(Config):
         if getattr(config, field.name) != getattr(untouched, field.name):
-            given[f"--{field.name}.…"] = field.name if field.name in kinds else "base"
-    for flag, kind in given.items():
-        if kind != what:
-            raise ConfigError(f"{flag} means nothing to `train {what}`, it is for `train {kind}`: leave it out")
+            given[f"--{field.name}.…"] = [field.name if field.name in kinds else "base"]
+    for flag, whose in given.items():
+        if what not in whose:
+            kinds = ", ".join(f"`train {kind}`" for kind in whose)
+            raise ConfigError(f"{flag} means nothing to `train {what}`, it is for {kinds}: leave it out")

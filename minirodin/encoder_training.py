@@ -22,7 +22,7 @@ from minirodin.avatars.attributes import Attributes, stream
 from minirodin.avatars.captions import caption
 from minirodin.avatars.prompts import ASPECTS, CLASSES, all_kinds_of_people, claims, partial_caption, prompt
 from minirodin.config import Config, EncoderConfig
-from minirodin.errors import ConfigError
+from minirodin.errors import CheckpointError, ConfigError
 from minirodin.latent import KIND, ImageTextEncoder, build_towers, fingerprint
 from minirodin.portraits import Portraits, jitter, plain
 from minirodin.progress import progress
@@ -237,6 +237,8 @@ def train_encoder(
     if settings.stay_weight and not start:
         raise ConfigError(f"encoder.stay_weight is {settings.stay_weight}, and nothing to stay near: give --begin-from")
     begun = ImageTextEncoder.load(start, "cpu") if start else None
+    if begun and begun.config is None:
+        raise CheckpointError(f"{start} is a published model: begin from a folder of `minirodin train encoder`")
     tokenizer = begun.tokenizer if begun else build_tokenizer(settings.context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)

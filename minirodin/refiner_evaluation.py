@@ -63,7 +63,7 @@ def evaluate_refiner(
 
     for i, name in enumerate(progress(names, desc="refining", unit="person", enabled=show_progress)):
         avatar = _avatar(fitted, name, device)
-        truth = _on_white(photographs.pictures[i].to(device).float() / 255)
+        truth = on_white(photographs.pictures[i].to(device).float() / 255)
         real.append(_features(truth, features))
         depths, large = surface(avatar.views(turn, depth=True)), turn.resized(LARGE * view, LARGE * view)
         measured.append({})
@@ -106,12 +106,13 @@ def _avatar(people: FittedPlanes, name: str, device: torch.device) -> Avatar:
 def _kinds(model: Refiner, avatar: Avatar, cameras: Cameras) -> Iterator[tuple[str, Tensor]]:
     """What is compared: views (V, 3, H, W) by each way of coming to full size."""
     small = avatar.views(cameras)
-    yield "bicubic", _on_white(refine(None, small))
-    yield "refined", _on_white(refine(model, small))
-    yield "rendered", _on_white(avatar.views(cameras.resized(LARGE * cameras.width, LARGE * cameras.height)))
+    yield "bicubic", on_white(refine(None, small))
+    yield "refined", on_white(refine(model, small))
+    yield "rendered", on_white(avatar.views(cameras.resized(LARGE * cameras.width, LARGE * cameras.height)))
 
 
-def _on_white(images: Tensor) -> Tensor:
+def on_white(images: Tensor) -> Tensor:
+    """RGBA views (V, H, W, 4) with straight alpha → (V, 3, H, W) on white."""
     return to_rgb(images).permute(0, 3, 1, 2).clamp(0, 1)
 
 

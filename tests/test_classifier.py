@@ -233,7 +233,10 @@ def test_train_and_assess_on_the_command_line(tmp_path, capsys):
     ("argv", "words"),
     [
         (["train", "classifier", "--data", "x", "--out", "y", "--variant", "aware"], "--variant means nothing to"),
-        (["train", "classifier", "--data", "x", "--out", "y", "--begin-from", "z"], "--begin-from means nothing to"),
+        (
+            ["train", "classifier", "--data", "x", "--out", "y", "--begin-from", "z"],
+            "`train classifier`, it is for `train base`, `train refiner`, `train encoder`:",
+        ),
         (["train", "classifier", "--data", "x", "--out", "y", "--base.train.steps", "3"], "--base.… means nothing to"),
         (["train", "classifier", "--data", "x", "--out", "y", "--fit.rays", "3"], "--fit.… means nothing to"),
         (["train", "base", "--data", "x", "--out", "y", "--classifier.size", "32"], "it is for `train classifier`"),

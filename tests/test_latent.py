@@ -626,6 +626,8 @@ def test_published_models_have_the_same_interface(monkeypatch):
         encoder.texts(["red " * 90])
     with pytest.raises(CheckpointError, match="published"):
         encoder.save("anywhere")
+    with pytest.raises(CheckpointError, match=r"published model: begin from a folder"):
+        train_encoder(toy(range(4)), config(), "anywhere", show_progress=False, start="ViT-B-32/openai")
 
 
 def test_sizes_that_do_not_divide():

@@ -2,8 +2,8 @@
 
     python tools/refine_box.py data_samples/pretrained/small/refiner runs/refiner --out outputs/refine_box.json
 
-Three photographs of 1024² each, drawn first, are what views of 256² are refined to; `clean`: enlarged only. A minute a
-person on two CPU cores, and a view of each beside its photograph as a picture next to the numbers.
+Three photographs of 1024² each, drawn first, are what views of 256² are refined to; `clean`: enlarged only. Half a
+minute a person on two CPU cores; a view of each beside its photograph lies next to the numbers.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from minirodin.avatar import Avatar, to_rgb
+from minirodin.avatar import Avatar
 from minirodin.avatars.dataset import make_people
 from minirodin.cameras import load_capture
 from minirodin.evaluation import provenance, write_json
@@ -20,16 +20,11 @@ from minirodin.metrics import image_metrics
 from minirodin.perceptual import perceptual_distance
 from minirodin.plots import contact_sheet
 from minirodin.refiner import LARGE, Refiner, refine
-from minirodin.triplane import resize_planes
+from minirodin.refiner_evaluation import on_white
 from minirodin.upsampler import Upsampler
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
-FIRST, PEOPLE, PHOTOGRAPHS, SIZE, SMALL = 1_000_000, 8, 3, 1024, 64
-
-
-def white(views: torch.Tensor) -> torch.Tensor:
-    """(V, H, W, 4) → (V, 3, H, W) on white."""
-    return to_rgb(views).permute(0, 3, 1, 2).clamp(0, 1)
+FIRST, PEOPLE, PHOTOGRAPHS, SIZE = 1_000_000, 8, 3, 1024
 
 
 def main(refiners: Positional[list[Path]], out: Path, large: Path = Path("outputs/refine_box"), people: int = PEOPLE):
@@ -42,11 +37,10 @@ def main(refiners: Positional[list[Path]], out: Path, large: Path = Path("output
     for i in range(people):
         name = str(FIRST + i)
         capture, avatar = load_capture(large / name), Avatar.load(SAMPLES / f"avatars/{name}.safetensors").to(device)
-        truth = white(torch.from_numpy(capture.images).to(device).float() / 255)
-        reduced = Avatar(resize_planes(avatar.planes[None], SMALL)[0], avatar.decoder, avatar.config)
-        views = upsampler.avatar(reduced).views(capture.cameras.resized(SIZE // LARGE, SIZE // LARGE))
+        truth = on_white(torch.from_numpy(capture.images).to(device).float() / 255)
+        views = upsampler.avatar(upsampler.reduced(avatar)).views(capture.cameras.resized(SIZE // LARGE, SIZE // LARGE))
         for kind, refiner in by.items():
-            refined = white(refine(refiner, views))
+            refined = on_white(refine(refiner, views))
             found[kind].append({key: float(value.mean()) for key, value in image_metrics(refined, truth, eyes).items()})
             pictures.append(refined[0].permute(1, 2, 0))
         pictures.append(truth[0].permute(1, 2, 0))

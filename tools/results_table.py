@@ -35,7 +35,7 @@ ENLARGED = ("interpolated", "spoiled", "fitted")
 NEARER, DECIBELS = (tuple(f"mean.{name}.{of}" for name in ENLARGED) for of in ("efficientnet-lite0", "psnr"))
 REFINED = ("bicubic", "refined", "rendered")
 FINER, SHARPER, STEADY = (
-    tuple(f"variants.box.{of}" for of in (what.format(name) for name in REFINED))
+    tuple("variants.box." + what.format(name) for name in REFINED)
     for what in ("mean.{}.efficientnet-lite0", "frechet.generated.{}.parts", "consistency.{}")
 )
 DETAILED = ("samples.interpolated.frechet", "samples.spoiled.frechet", "real.frechet")
